@@ -1,0 +1,77 @@
+"""Many prompts answered in batches, each finished answer kept on disk where a journal is given."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from steer.journal import Journal
+from steer.models import Answer, SteeredModel, generate_batches
+from steer.models.generation import answer_of_ids
+from steer.models.tally import Tally
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer to be made.
+
+    Attributes:
+        name: Unique among the jobs of a call.
+        prompt_ids: What the model reads.
+        seed: Its own random numbers.
+        steered: Whether what is in force acts.
+    """
+
+    name: str
+    prompt_ids: list[int]
+    seed: tuple[int, ...]
+    steered: bool = True
+
+
+def answer_jobs(
+    model: SteeredModel,
+    jobs: Sequence[Job],
+    params: Mapping[str, Any],
+    *,
+    batch_size: int | str = "auto",
+    tally: Tally | None = None,
+    journal: Journal | None = None,
+    label: str = "answering",
+) -> dict[str, Answer]:
+    """Answers by job name.
+
+    Args:
+        model: With what is in force on it.
+        jobs: Longest prompts are answered first, steered ones before unsteered ones.
+        params: For `transformers`' `generate`.
+        batch_size: As for `generate_batches`.
+        tally: Filled with counts of each steered layer.
+        journal: Its items are taken over, new ones added batch by batch.
+        label: Of the progress bar.
+    """
+    known: Mapping[str, list[int]] = {} if journal is None else journal.items
+    found = {
+        job.name: answer_of_ids(model, job.prompt_ids, known[job.name])
+        for job in jobs
+        if job.name in known
+    }
+    with tqdm(total=len(jobs), initial=len(found), desc=label, unit="answer") as bar:
+        for steered in (True, False):
+            part = [job for job in jobs if job.steered == steered and job.name not in found]
+            batches = generate_batches(
+                model,
+                [job.prompt_ids for job in part],
+                dict(params),
+                interventions=None if steered else [],
+                seeds=[job.seed for job in part],
+                batch_size=batch_size,
+                tally=tally if steered else None,
+            )
+            for rows, answers in batches:
+                new = {part[row].name: a for row, a in zip(rows, answers, strict=True)}
+                if journal is not None:
+                    journal.add({name: answer.new_ids for name, answer in new.items()})
+                found |= new
+                bar.update(len(new))
+    return found

@@ -1,0 +1,280 @@
+"""Vectors in, steered text out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steer.answering import Job, answer_jobs
+from steer.datasets import DatasetLoader, Row, input_of, prepare_generation_datasets
+from steer.effect import divergence, measure_effect, pairs_of, perplexity_ratio
+from steer.files import fingerprint, read_json, write_json
+from steer.journal import Journal, refuse_other_run
+from steer.methods import Applier
+from steer.models import Answer, Intervention, SteeredModel
+from steer.models.facts import model_facts
+from steer.models.interventions import describe
+from steer.models.sampling import generation_config
+from steer.models.tally import Tally
+from steer.report import SteeringReport, basic_report
+from steer.secrets import redacted
+from steer.settings import Run
+from steer.vectors import Vectors, read_metadata
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Folds = Mapping[str, Sequence[tuple[Vectors, Sequence[Row]]]]
+NEUTRAL = "neutral"
+# What decides a result is compared when a run is resumed; these do not.
+WITHOUT_INFLUENCE = ("resume", "batch_size", "report", "generation_params")
+
+
+class BaseVectorApplier:
+    """Put every configured method in force on a model, and answer inputs with it.
+
+    Args:
+        cfg: The top-level config: from Hydra, a mapping, or a path to a YAML file.
+        model: Steered instead of loading the one that `cfg` names; weights are shared, what is in
+            force is this applier's own.
+
+    Attributes:
+        hparams_dict: Method key -> its settings; change them and call `apply_vectors` again.
+        model: The model with what is in force; `model.reset_all()` takes everything out.
+        report: Of the latest data set answered.
+    """
+
+    def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
+        self.config = cfg
+        self.run = Run.of(cfg, "apply")
+        self.settings = self.run.settings
+        self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
+        shared = model if model is not None else self.settings.source.load()
+        self.model = SteeredModel(shared.model, shared.tokenizer)
+        self.report: SteeringReport | None = None
+        self._folds: Folds = {}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    def apply_vectors(
+        self, vectors: Mapping[str, Mapping[str, Any]] | None = None, folds: Folds | None = None
+    ) -> None:
+        """Put every configured method in force, in place of what it had in force before.
+
+        Args:
+            vectors: One data set's, by method key, as the generator returns them; what is not
+                among them is read from `steer_vector_load_dir`.
+            folds: By method key, vectors made without some rows, and those rows: what a full
+                report judges by where the data set has no held-out pairs.
+
+        Raises:
+            ValueError: Vectors that are missing, broken, or made for another model.
+        """
+        self._folds = folds or {}
+        for key, half in self.hparams_dict.items():
+            own = (vectors or {}).get(key)
+            own = half.load(self.model) if own is None else own
+            self.model.steer(key, half.interventions(self.model, own))
+
+    def generate(
+        self,
+        datasets: Mapping[str, Sequence[Row]] | None = None,
+        save_results: bool = True,
+        **params: Any,
+    ) -> dict[str, list[Record]]:
+        """Answer every row of every data set.
+
+        Args:
+            datasets: Rows with `input`, by name; those that the config names where None.
+            save_results: Write `<generation_output_dir>/<name>_results.json`, and beside it what
+                the run was, with its report.
+            **params: For `transformers`' `generate`, over the config's `generation_params`.
+
+        Returns:
+            By data set name a record a row: `input`, `orig_pred`, `pred`, `reference_response`,
+            `complete_output`.
+        """
+        if datasets is None:
+            datasets = prepare_generation_datasets(asdict(self.settings))
+        if save_results and self.settings.generation_output_dir is None:
+            raise ValueError("no place for results: give generation_output_dir")
+        chosen = {**self.settings.generation_params, **params}
+        return {n: self._data_set(n, rows, chosen, save_results) for n, rows in datasets.items()}
+
+    def results_path(self, dataset: str) -> Path:
+        """Where the results of a data set go."""
+        return Path(self.settings.generation_output_dir or ".", f"{dataset}_results.json")
+
+    def answers(
+        self, texts: Sequence[str], interventions: Sequence[Intervention], **params: Any
+    ) -> list[Answer]:
+        """Answers to users' texts under `interventions` instead of what is in force."""
+        other = SteeredModel(self.model.model, self.tokenizer)
+        other.steer("given", interventions)
+        jobs = [
+            Job(str(n), self._prompt_ids(other, text), self._seed(n, 0))
+            for n, text in enumerate(texts)
+        ]
+        chosen = {**self.settings.generation_params, **params}
+        found = answer_jobs(other, jobs, chosen, batch_size=self.settings.batch_size)
+        return [found[job.name] for job in jobs]
+
+    def _prompt_ids(self, model: SteeredModel, text: str) -> list[int]:
+        chat = self.settings.chat
+        return chat.encode(self.tokenizer, chat.text(self.tokenizer, model.prompted(text)))
+
+    def _seed(self, row: int, response: int) -> tuple[int, ...]:
+        return (self.settings.seed, row, response)
+
+    def _data_set(
+        self, name: str, rows: Sequence[Row], params: dict[str, Any], save: bool
+    ) -> list[Record]:
+        size = self.settings.generation_data_size
+        rows = rows[:size] if size and size > 0 else rows
+        if not rows:
+            raise ValueError(f"data set {name!r} has no rows to answer")
+        jobs = self._jobs(name, rows, params)
+        about = self._about(name, rows, params)
+        if save and self.settings.resume and (done := self._finished(name, about)) is not None:
+            return done
+        tally: Tally | None = None if self.settings.report == "off" else {}
+        partial = _beside(self.results_path(name), "partial")
+        with Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept:
+            found = answer_jobs(
+                self.model,
+                jobs,
+                params,
+                batch_size=self.settings.batch_size,
+                tally=tally,
+                journal=kept,
+                label=f"answering {name}",
+            )
+        records = [_record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
+        self.report = None if tally is None else self._measured(tally, found)
+        if save:
+            self._save(name, records, about)
+            partial.unlink(missing_ok=True)
+        return records
+
+    def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:
+        try:
+            texts = [input_of(row, number) for number, row in enumerate(rows, start=1)]
+        except ValueError as error:
+            raise ValueError(f"data set {name!r}: {error}") from error
+        config = generation_config(self.model.model.generation_config, params)
+        # Greedy answers are all the same: one is made, and shown num_responses times.
+        responses = self.settings.num_responses if config.do_sample else 1
+        bare = SteeredModel(self.model.model, self.tokenizer)
+        jobs = []
+        for n, text in enumerate(texts):
+            ids = self._prompt_ids(self.model, text)
+            jobs += [Job(f"{n}/{r}", ids, self._seed(n, r)) for r in range(responses)]
+            if self.settings.generate_orig_output:
+                plain = self._prompt_ids(bare, text)
+                jobs.append(Job(f"{n}/orig", plain, self._seed(n, 0), steered=False))
+        return jobs
+
+    def _about(self, name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides the results of a data set."""
+        settings = {k: v for k, v in self.run.as_dict().items() if k not in WITHOUT_INFLUENCE}
+        return redacted(
+            {
+                "data": {"name": name, "rows": len(rows), "sha256": fingerprint(list(rows))},
+                "settings": settings,
+                "generation_params": dict(params),
+                "model": model_facts(self.model),
+                "steering": [describe(i) for i in self.model.interventions()],
+            }
+        )
+
+    def _finished(self, name: str, about: Mapping[str, Any]) -> list[Record] | None:
+        path = self.results_path(name)
+        partial, run = _beside(path, "partial"), _beside(path, "run")
+        if partial.is_file() or not (path.is_file() and run.is_file()):
+            return None
+        refuse_other_run(path, read_json(run), {"fingerprint": fingerprint(about), "run": about})
+        log.info("%s: already answered, in %s", name, path)
+        return read_json(path)
+
+    def _save(self, name: str, records: list[Record], about: Mapping[str, Any]) -> None:
+        path = self.results_path(name)
+        write_json(path, records)
+        report = self.report.as_dict() if self.report else None
+        run = {"fingerprint": fingerprint(about), "origin": self.run.origin, "report": report}
+        write_json(_beside(path, "run"), redacted({**run, "run": about}))
+        log.info("%s: %d answers in %s", name, len(records), path)
+
+    def _measured(self, tally: Tally, found: Mapping[str, Answer]) -> SteeringReport:
+        steps = self.model.interventions()
+        report = basic_report(tally, steps)
+        if self.settings.report != "full" or not steps:
+            return report
+        loader = DatasetLoader()
+        groups, source = self._held_out(loader)
+        if groups:
+            report.effect = measure_effect(self.model, groups, source)
+        else:
+            report.why_not["effect"] = source
+        neutral = [str(row["text"]) for row in loader.load_file(NEUTRAL, "valid")]
+        report.kl = divergence(self.model, neutral, steps)
+        plain = [answer for name, answer in found.items() if name.endswith("/orig")]
+        steered = [answer for name, answer in found.items() if not name.endswith("/orig")]
+        report.perplexity_ratio = perplexity_ratio(self.model, steered, plain)
+        if not plain:
+            report.why_not["perplexity_ratio"] = "set generate_orig_output: true"
+        return report
+
+    def _held_out(self, loader: DatasetLoader) -> tuple[list[Any], str]:
+        """Pairs to judge by, each group with its interventions; and where they come from."""
+        for name in self._trained_on():
+            if loader.has(name, "valid"):
+                rows = loader.load_file(name, "valid")
+                pairs = pairs_of(self.model, rows, self.settings.chat)
+                return [(pairs, self.model.interventions())], f"held-out file of {name}"
+        (key, folds), *others = self._folds.items() or [("", [])]
+        if not folds or others:
+            return [], "no held-out pairs"
+        half = self.hparams_dict[key]
+        groups = [
+            (pairs_of(self.model, rows, self.settings.chat), half.interventions(self.model, vectors))
+            for vectors, rows in folds
+        ]
+        return groups, f"{len(folds)} folds of the training pairs"
+
+    def _trained_on(self) -> list[str]:
+        names = list(self.settings.steer_train_dataset)
+        for half in self.hparams_dict.values():
+            folder = getattr(half, "steer_vector_load_dir", None)
+            entries = (read_metadata(folder) or {}).get("vectors", {}) if folder else {}
+            names += [e["data"]["name"] for e in entries.values() if "data" in e]
+        return list(dict.fromkeys(names))
+
+
+def _record(row: Row, number: int, found: Mapping[str, Answer], responses: int) -> Record:
+    answers = [found.get(f"{number}/{r}", found[f"{number}/0"]) for r in range(responses)]
+    plain = found.get(f"{number}/orig")
+    return {
+        "input": row["input"],
+        "orig_pred": [] if plain is None else [plain.text],
+        "pred": [answer.text for answer in answers],
+        "reference_response": row.get("reference_response"),
+        "complete_output": [answer.complete for answer in answers],
+    }
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """`<name>_run.json` or `<name>_partial.jsonl`, beside `<name>_results.json`."""
+    ending = "jsonl" if kind == "partial" else "json"
+    return path.with_name(f"{path.stem.removesuffix('_results')}_{kind}.{ending}")

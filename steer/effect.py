@@ -1,0 +1,166 @@
+"""What steering does, measured: on answers it should make likelier, and on text it should not touch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from steer.datasets import Row, answer_of
+from steer.likelihood import answer_log_probs, next_token_logits
+from steer.models import Add, Answer, ChatFormat, EditLayer, Intervention, SteeredModel
+from steer.models.batching import run_batches
+
+CONTROLS = 20
+RESAMPLES = 10_000
+Interventions = Sequence[Intervention]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out pair in tokens: a prompt and the two answers to it."""
+
+    prompt: list[int]
+    matching: list[int]
+    not_matching: list[int]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Change of log P(matching) - log P(not_matching) that steering makes, in nats a pair.
+
+    Attributes:
+        mean: Over the pairs; above 0, steering makes the matching answers likelier.
+        low: Lower end of the 95 % bootstrap interval (percentiles, resampling pairs).
+        high: Upper end.
+        pairs: How many.
+        controls: The mean of each of the random vectors of equal norm, seeds 0 to 19.
+        source: Where the pairs come from.
+    """
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+    controls: list[float]
+    source: str
+
+
+def pairs_of(model: SteeredModel, rows: Sequence[Row], chat: ChatFormat) -> list[Pair]:
+    """Contrastive rows as tokens, put before the model as `chat` says."""
+    return [_pair(model, row, number, chat) for number, row in enumerate(rows, start=1)]
+
+
+def _pair(model: SteeredModel, row: Row, number: int, chat: ChatFormat) -> Pair:
+    question = chat.text(model.tokenizer, str(row.get("question") or ""))
+    start = max(len(chat.encode(model.tokenizer, question)), 1)
+    sides = [
+        chat.encode(model.tokenizer, f"{question} {answer_of(row, key, number)}")
+        for key in ("matching", "not_matching")
+    ]
+    # Tokens of the question may merge with the answer's first: each side keeps its own.
+    return Pair(sides[0][:start], sides[0][start:], sides[1][start:])
+
+
+def measure_effect(
+    model: SteeredModel,
+    groups: Sequence[tuple[Sequence[Pair], Interventions]],
+    source: str,
+    controls: int = CONTROLS,
+) -> Effect:
+    """The effect of each group's interventions on its pairs, all pairs together.
+
+    Args:
+        model: What is in force on it does not count.
+        groups: Held-out pairs and the interventions to judge on them; several for folds.
+        source: Said in the result.
+        controls: Random vectors of equal norm to compare with; none where a group's
+            interventions add no vector.
+    """
+    addable = all(isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s)
+    seeds = range(controls if addable else 0)
+    with tqdm(total=2 + len(seeds), desc="measuring the effect", unit="pass") as bar:
+
+        def margins(change: Callable[[Interventions], Interventions]) -> Tensor:
+            found = torch.cat([_margins(model, pairs, change(steps)) for pairs, steps in groups])
+            bar.update()
+            return found
+
+        plain = margins(lambda _: [])
+        changes = margins(lambda steps: steps) - plain
+        randoms = [margins(lambda s, seed=seed: randomised(s, seed)) - plain for seed in seeds]
+    low, high = bootstrap(changes)
+    means = [float(random.mean()) for random in randoms]
+    return Effect(float(changes.mean()), low, high, len(changes), means, source)
+
+
+def _margins(model: SteeredModel, pairs: Sequence[Pair], steps: Interventions) -> Tensor:
+    prompts = [pair.prompt for pair in pairs]
+    answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
+    log_probs = answer_log_probs(model, prompts * 2, answers, interventions=steps)
+    sums = torch.stack([each.sum() for each in log_probs])
+    return sums[: len(pairs)] - sums[len(pairs) :]
+
+
+def bootstrap(values: Tensor) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values` [n], by resampling (seed 0)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values.double().numpy()[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def randomised(interventions: Interventions, seed: int) -> list[Intervention]:
+    """The same additions with vectors of random direction and unchanged norm."""
+    generator = torch.Generator().manual_seed(seed)
+    changed: list[Intervention] = []
+    for step in interventions:
+        assert isinstance(step, EditLayer)
+        assert isinstance(step.edit, Add)
+        vector = step.edit.vector.float().cpu()
+        random = torch.randn(vector.shape, generator=generator)
+        random *= vector.norm(dim=-1, keepdim=True) / random.norm(dim=-1, keepdim=True)
+        changed.append(EditLayer(step.layer, Add(random, step.edit.strength), step.where))
+    return changed
+
+
+def divergence(model: SteeredModel, texts: Sequence[str], steps: Interventions) -> float:
+    """Mean KL(unsteered || steered) of next-token predictions on `texts`, in nats a token."""
+    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    lengths = [len(row) for row in rows]  # type: ignore[arg-type]
+    total, tokens = 0.0, 0
+
+    def run(batch: list[int]) -> Tensor:
+        chosen: Any = [rows[row] for row in batch]
+        width = max(map(len, chosen))
+        plain, steered = (
+            next_token_logits(model, chosen, width, [len(r) for r in chosen], s).log_softmax(-1)
+            for s in ([], steps)
+        )
+        each = (plain.exp() * (plain - steered)).sum(-1).float().cpu()
+        return torch.cat([each[n, width - len(row) :] for n, row in enumerate(chosen)])
+
+    for _, found in run_batches(lengths, 4, run):
+        total, tokens = total + float(found.sum()), tokens + len(found)
+    return total / tokens
+
+
+def perplexity_ratio(
+    model: SteeredModel, steered: Sequence[Answer], plain: Sequence[Answer]
+) -> float | None:
+    """Perplexity of steered answers over that of unsteered ones, both under the untouched model.
+
+    None where one side has no answer of at least one token.
+    """
+    logs = []
+    for answers in (steered, plain):
+        kept = [a for a in answers if a.new_ids]
+        if not kept:
+            return None
+        found = answer_log_probs(
+            model, [a.prompt_ids for a in kept], [a.new_ids for a in kept], interventions=[]
+        )
+        logs.append(float(torch.cat(found).mean()))
+    return float(np.exp(logs[1] - logs[0]))

@@ -1,0 +1,154 @@
+"""Data in, vectors out."""
+
+import hashlib
+import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import set_seed
+
+from steer.datasets import Row, prepare_train_dataset
+from steer.files import fingerprint
+from steer.methods import Trained, Trainer
+from steer.models import SteeredModel
+from steer.models.facts import model_facts, template_hash
+from steer.secrets import redacted
+from steer.settings import Run
+from steer.vectors import Vectors, load_vectors, read_metadata, save_vectors
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("torch", "transformers")
+
+
+class BaseVectorGenerator:
+    """Make the vectors of every configured method from every data set given.
+
+    Args:
+        cfg: The top-level config: from Hydra, a mapping, or a path to a YAML file.
+        model: Used instead of loading the one that `cfg` names.
+
+    Attributes:
+        hparams_dict: Method key -> its settings; may be changed between calls.
+        trained: Data set -> method key -> what training gave, folds for judging included.
+    """
+
+    def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
+        self.config = cfg
+        self.run = Run.of(cfg, "generate")
+        self.settings = self.run.settings
+        self.hparams_dict: dict[str, Trainer] = {k: m.half for k, m in self.run.methods.items()}
+        self.trained: dict[str, dict[str, Trained]] = {}
+        self._rows: dict[str, Sequence[Row]] = {}
+        self._model = model
+
+    @property
+    def model(self) -> SteeredModel:
+        """The model, loaded at the first use."""
+        if self._model is None:
+            self._model = self.settings.source.load()
+        return self._model
+
+    def generate_vectors(
+        self, datasets: Mapping[str, Sequence[Row]] | None = None
+    ) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """Vectors by data set, method key and name; also written unless `save_vectors` is false.
+
+        Args:
+            datasets: Rows by data set name; those that the config names where None.
+
+        Raises:
+            ValueError: No method is configured, or rows are not what the method needs.
+        """
+        if not self.hparams_dict:
+            raise ValueError("no method to generate with: list files in steer_train_hparam_paths")
+        if datasets is None:
+            datasets = prepare_train_dataset(asdict(self.settings))
+        for name, rows in datasets.items():
+            self.trained[name] = {key: self._train(key, name, rows) for key in self.hparams_dict}
+            self._rows[name] = rows
+        return {name: self.vectors(name) for name in datasets}
+
+    def vectors(self, dataset: str) -> dict[str, Vectors]:
+        """What was made of a data set, by method key."""
+        return {key: trained.vectors for key, trained in self.trained[dataset].items()}
+
+    def folds(self, dataset: str) -> dict[str, list[tuple[Vectors, list[Row]]]]:
+        """By method key, vectors made without some of the rows, and those rows."""
+        rows = self._rows[dataset]
+        return {
+            key: [(vectors, [rows[n] for n in numbers]) for vectors, numbers in trained.folds]
+            for key, trained in self.trained[dataset].items()
+        }
+
+    def folders(self, dataset: str) -> list[Path]:
+        """Where the vectors of a data set were written."""
+        return [f for key in self.hparams_dict if (f := self.folder(key, dataset)) is not None]
+
+    def folder(self, key: str, dataset: str) -> Path | None:
+        """Where the vectors of a method and data set go; None where they are not written."""
+        output = self.run.methods[key].output_dir
+        if not self.settings.save_vectors:
+            return None
+        if output is None:
+            raise ValueError(
+                f"{key} has no place to write: give steer_vector_output_dirs, or save_vectors: false"
+            )
+        return Path(output, dataset, self.hparams_dict[key].folder)
+
+    def _train(self, key: str, dataset: str, rows: Sequence[Row]) -> Trained:
+        folder = self.folder(key, dataset)
+        recipe = self._recipe(key, dataset, rows)
+        if folder is not None and self.settings.resume:
+            there = _already_made(folder, fingerprint(recipe))
+            if there is not None:
+                log.info("%s on %s: already made, in %s", key, dataset, folder)
+                return Trained(there, {})
+        set_seed(self.settings.seed)
+        log.info("%s on %s: %d rows", key, dataset, len(rows))
+        try:
+            trained = self.hparams_dict[key].train(self.model, rows)
+        except ValueError as error:
+            raise ValueError(f"data set {dataset!r}, method {key}: {error}") from error
+        if folder is not None:
+            made = {"recipe": fingerprint(recipe), "made_with": list(trained.vectors)}
+            about = {n: {**trained.about.get(n, {}), **recipe, **made} for n in trained.vectors}
+            save_vectors(folder, trained.vectors, about)
+            log.info("%s on %s: vectors in %s", key, dataset, folder)
+        return trained
+
+    def _recipe(self, key: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
+        """All that decides a vector; kept in its metadata."""
+        return {
+            "method": self.run.methods[key].name,
+            "hparams": redacted(asdict(self.hparams_dict[key])),  # type: ignore[call-overload]
+            "model": model_facts(self.model),
+            "model_dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "chat_template_sha256": template_hash(self.model),
+            "data": {"name": dataset, "rows": len(rows), "sha256": _digest(rows)},
+            "seed": self.settings.seed,
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+
+
+def _already_made(folder: Path, recipe: str) -> Vectors | None:
+    entries = (read_metadata(folder) or {}).get("vectors", {}) if folder.is_dir() else {}
+    names = [name for name, entry in entries.items() if entry.get("recipe") == recipe]
+    if not names or sorted(names) != sorted(entries[names[0]]["made_with"]):
+        return None
+    try:
+        return load_vectors(folder, names)
+    except (ValueError, FileNotFoundError) as error:
+        log.warning("making the vectors anew: %s", error)
+        return None
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))
+    return digest.hexdigest()

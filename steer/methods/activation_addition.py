@@ -1,0 +1,139 @@
+"""Apply vectors by adding them to block outputs: shared by CAA, STA, SAE features, vector prompts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from steer.build import pick
+from steer.models import EVERYWHERE, FROM_PROMPT_END, GENERATED, PROMPT
+from steer.models import Add, EditLayer, Intervention, Positions, SteeredModel
+from steer.models.facts import model_facts
+from steer.vectors import Vectors, load_vectors
+
+POSITIONS = {
+    "all": EVERYWHERE,
+    "prompt": PROMPT,
+    "from_prompt_end": FROM_PROMPT_END,
+    "generated": GENERATED,
+}
+
+
+@dataclass(kw_only=True)
+class AddVectors:
+    """Add `multipliers[i]` times the vector of `layers[i]` to that block's output.
+
+    Attributes:
+        layers: Decoder blocks to steer, counted from 0.
+        multipliers: Signed strength for each of `layers`; a negative one steers away.
+        positions: Tokens to steer: `all`, `prompt`, `from_prompt_end` (the prompt's last token and
+            all that follow) or `generated`.
+        steer_from_end_position: EasyEdit2's spelling of `positions: from_prompt_end`.
+        steer_vector_load_dir: Folder of the vectors, where they are not handed over in memory.
+        allow_mismatch: Use vectors made with another model all the same.
+    """
+
+    layers: list[int]
+    multipliers: list[float] = field(default_factory=lambda: [1.0])
+    positions: str = "all"
+    steer_from_end_position: bool = False
+    steer_vector_load_dir: str | None = None
+    allow_mismatch: bool = False
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ValueError where values do not go together."""
+        if len(self.layers) != len(self.multipliers):
+            raise ValueError(
+                f"layers and multipliers go in pairs: got {len(self.layers)} layers "
+                f"{self.layers} and {len(self.multipliers)} multipliers {self.multipliers}"
+            )
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers must differ: got {self.layers}")
+        pick("positions", self.positions, POSITIONS)
+
+    def names(self) -> list[str]:
+        """The name of each layer's vector, in memory and, with `.pt`, on disk."""
+        return [f"layer_{layer}" for layer in self.layers]
+
+    def load(self, model: SteeredModel) -> Vectors:
+        """The vectors in `steer_vector_load_dir`.
+
+        Raises:
+            ValueError: No folder is given, or a vector does not fit the model.
+            FileNotFoundError: No folder there, or no vector for a layer.
+        """
+        self.check()
+        if self.steer_vector_load_dir is None:
+            raise ValueError(
+                "no vectors to apply: give steer_vector_load_dir, or apply_vectors(vectors)"
+            )
+        facts, allowed = model_facts(model), self.allow_mismatch
+        return load_vectors(
+            self.steer_vector_load_dir, self.names(), model=facts, allow_mismatch=allowed
+        )
+
+    def interventions(self, model: SteeredModel, vectors: Mapping[str, Tensor]) -> list[Intervention]:
+        """One `EditLayer` for each of `layers`.
+
+        Raises:
+            ValueError: A layer that the model or `vectors` does not have.
+        """
+        self.check()
+        model.check_layers(self.layers)
+        missing = [name for name in self.names() if name not in vectors]
+        if missing:
+            raise ValueError(
+                f"no vectors {missing}: there are {sorted(vectors)}; generate those layers first"
+            )
+        where = self._where()
+        return [
+            EditLayer(layer, Add(vectors[name], multiplier), where)
+            for layer, name, multiplier in zip(
+                self.layers, self.names(), self.multipliers, strict=True
+            )
+        ]
+
+    def _where(self) -> Positions:
+        return FROM_PROMPT_END if self.steer_from_end_position else POSITIONS[self.positions]
+
+
+@dataclass(kw_only=True)
+class AddSTAVectors(AddVectors):
+    """The same for the vectors of STA, which are named for their mode and trim too.
+
+    Attributes:
+        trims: For each of `layers`, the share of features that training threw away.
+        mode: `act_and_freq`, `only_act` or `only_freq`.
+    """
+
+    trims: list[float] = field(default_factory=lambda: [0.65])
+    mode: str = "act_and_freq"
+
+    def check(self) -> None:
+        """Raise a ValueError where values do not go together."""
+        super().check()
+        pick("mode", self.mode, dict.fromkeys(("act_and_freq", "only_act", "only_freq")))
+        if len(self.trims) != len(self.layers):
+            raise ValueError(f"layers and trims go in pairs: got {self.layers} and {self.trims}")
+
+    def names(self) -> list[str]:
+        """The name of each layer's vector."""
+        pairs = zip(self.layers, self.trims, strict=True)
+        return [f"layer_{layer}_{self.mode}_trim{trim}" for layer, trim in pairs]
+
+
+@dataclass(kw_only=True)
+class AddMergedVectors(AddVectors):
+    """The same for merged vectors, whose files have a longer name."""
+
+    def names(self) -> list[str]:
+        """The name of each layer's vector."""
+        return [f"layer_{layer}_merged_vector" for layer in self.layers]
+
+    def interventions(self, model: SteeredModel, vectors: Mapping[str, Tensor]) -> list[Intervention]:
+        """One `EditLayer` for each of `layers`; EasyEdit2's short names in memory are taken too."""
+        short = {f"{name}_merged_vector": vector for name, vector in vectors.items()}
+        return super().interventions(model, {**short, **vectors})

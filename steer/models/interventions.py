@@ -1,0 +1,145 @@
+"""What a steering method may ask of a model, as plain data."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where
+
+
+class Edit(Protocol):
+    """A frozen dataclass that maps block outputs [batch, seq, d_model] to new ones.
+
+    `gated` is True for an edit that may decide to change nothing.
+    """
+
+    gated: bool
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The edited `hidden`, of the same shape, dtype and device."""
+        ...
+
+    def is_zero(self) -> bool:
+        """Whether it changes nothing, whatever it is given."""
+        ...
+
+    def rows(self, index: Tensor) -> "Edit":
+        """The edit of the rows `index` of a batch."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """The edit `h -> h + strength * vector`, summed in float32, kept in the dtype of `h`.
+
+    Attributes:
+        vector: [d_model], or [rows, d_model] with one vector for each row of a batch.
+        strength: Signed, dimensionless; a number, or [rows].
+    """
+
+    vector: Tensor
+    strength: float | Tensor = 1.0
+    gated = False
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        change = self._change().float()
+        if change.ndim == 2:
+            change = change.repeat_interleave(len(hidden) // len(change), dim=0)[:, None]
+        return (hidden.float() + change).to(hidden.dtype)
+
+    def _change(self) -> Tensor:
+        if isinstance(self.strength, Tensor) and self.strength.ndim:
+            return self.strength[:, None].to(self.vector) * self.vector
+        return self.strength * self.vector
+
+    def is_zero(self) -> bool:
+        """Whether every row's strength, or the vector, is 0."""
+        return not bool(self._change().any())
+
+    def rows(self, index: Tensor) -> "Add":
+        """The edit of the rows `index` of a batch."""
+        vector = self.vector[index] if self.vector.ndim == 2 else self.vector
+        per_row = isinstance(self.strength, Tensor) and self.strength.ndim
+        return Add(vector, self.strength[index] if per_row else self.strength)  # type: ignore[index]
+
+
+@dataclass(frozen=True, eq=False)
+class EditLayer:
+    """Replace the output of decoder block `layer`, [batch, seq, d_model], by `edit` of it.
+
+    Attributes:
+        layer: Decoder block, counted from 0.
+        edit: What is done.
+        where: The tokens it is done to; a sequence gives each row its own.
+    """
+
+    layer: int
+    edit: Edit
+    where: Where = EVERYWHERE
+
+
+@dataclass(frozen=True)
+class EditPrompt:
+    """Put `text` and a space before the user's text, before chat template and tokenizer."""
+
+    text: str
+
+
+Intervention = EditLayer | EditPrompt
+
+
+def take_rows(interventions: Sequence[Intervention], index: Tensor) -> list[Intervention]:
+    """The same interventions for the rows `index` of the batch that they were made for."""
+    return [_of_rows(i, index) if isinstance(i, EditLayer) else i for i in interventions]
+
+
+def _of_rows(intervention: EditLayer, index: Tensor) -> EditLayer:
+    where = intervention.where
+    if isinstance(where, TokenMask) and len(where.mask) > 1:
+        where = TokenMask(where.mask[index])
+    elif not isinstance(where, Positions | TokenMask):
+        where = [where[row] for row in index.tolist()]
+    return replace(intervention, edit=intervention.edit.rows(index), where=where)
+
+
+def opposite(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """The same additions the other way round; prompts and other edits are left out."""
+    return [
+        replace(i, edit=Add(-i.edit.vector, i.edit.strength))
+        for i in interventions
+        if isinstance(i, EditLayer) and isinstance(i.edit, Add)
+    ]
+
+
+D = TypeVar("D")
+
+
+def on_device(edit: D, device: torch.device) -> D:
+    """A copy of a frozen dataclass with its tensors on `device`."""
+    tensors: dict[str, Any] = {
+        f.name: value.to(device)
+        for f in fields(edit)  # type: ignore[arg-type]
+        if isinstance(value := getattr(edit, f.name), Tensor)
+    }
+    return replace(edit, **tensors) if tensors else edit  # type: ignore[type-var]
+
+
+def describe(intervention: Intervention) -> dict[str, Any]:
+    """What an intervention is, as JSON-like values; tensors by their SHA-256."""
+    return {"kind": type(intervention).__name__, **_plain(intervention)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        digest = hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return {"shape": list(data.shape), "sha256": digest}
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,191 @@
+"""From a name or a path to a model ready to be steered; weights in use are never read twice."""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from steer.build import pick
+from steer.files import find, fingerprint
+from steer.models.embedded import EMBEDDED, embedded_checkpoint
+from steer.models.steered_model import SteeredModel
+
+DTYPES = {
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float64": torch.float64,
+    "fp64": torch.float64,
+}
+
+
+@dataclass(kw_only=True)
+class ModelSource:
+    """A causal language model, as `transformers` names it.
+
+    Attributes:
+        model_name_or_path: `SmolLM2-135M-Instruct` (embedded), a Hub id, a folder or a .gguf file.
+        dtype: `auto` is bfloat16 on a GPU that has it, else float32; or a torch dtype's name.
+        device: `auto` is cuda, mps or cpu, whichever is there first; or a torch device.
+        device_map: Handed to accelerate (`auto`, or a mapping) to spread over several devices.
+        load_in_8bit: Quantise with bitsandbytes.
+        load_in_4bit: Quantise with bitsandbytes.
+        revision: Of a Hub id.
+        trust_remote_code: Whether code that comes with the model may run.
+        model_kwargs: More for `from_pretrained`.
+    """
+
+    model_name_or_path: str = EMBEDDED
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: Any = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dtype = str(self.dtype or "auto").removeprefix("torch.")
+        if self.dtype != "auto":
+            pick("dtype", self.dtype, DTYPES | {"auto": torch.float32})
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_8bit and load_in_4bit exclude each other")
+        self.device = str(choose_device(self.device))
+
+    def load(self) -> SteeredModel:
+        """The model with steering of its own; weights are shared with others of this source.
+
+        Raises:
+            ValueError: An encoder-decoder model, or one that is nowhere to be had.
+        """
+        key = fingerprint(asdict(self))
+        model = _in_use.get(key)
+        if model is None:
+            model, tokenizer = self._read()
+            _in_use[key] = model
+            _tokenizers[model] = tokenizer
+        _latest[:] = [model]
+        return SteeredModel(model, _tokenizers[model])
+
+    def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        place, options = self._place()
+        options |= {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+        try:
+            config = AutoConfig.from_pretrained(place, **options)
+            _refuse_encoder_decoder(self.model_name_or_path, config)
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model = AutoModelForCausalLM.from_pretrained(place, **options, **self._weights())
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"no model {self.model_name_or_path!r}: not {EMBEDDED!r}, not a folder or .gguf "
+                f"file here, and not to be had from the Hugging Face Hub ({reason}); a gated "
+                "model needs HF_TOKEN in the environment"
+            ) from error
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        return model.eval().requires_grad_(False), tokenizer
+
+    def _place(self) -> tuple[Path | str, dict[str, Any]]:
+        name = self.model_name_or_path
+        if name == EMBEDDED:
+            return embedded_checkpoint(), {}
+        if name.endswith(".gguf"):
+            path = find(name, "model file")
+            return path.parent, {"gguf_file": path.name}
+        if name.startswith((".", "/", "~")) or Path(name).is_absolute():
+            return find(name, "model folder"), {}
+        return name, {}
+
+    def _weights(self) -> dict[str, Any]:
+        device = torch.device(self.device)
+        quantised = self.load_in_8bit or self.load_in_4bit
+        settings = BitsAndBytesConfig(
+            load_in_8bit=self.load_in_8bit, load_in_4bit=self.load_in_4bit
+        )
+        return {
+            "dtype": auto_dtype(device) if self.dtype == "auto" else DTYPES[self.dtype],
+            "device_map": self.device_map or {"": self.device},
+            **({"quantization_config": settings} if quantised else {}),
+            **self.model_kwargs,
+        }
+
+
+# Weights that somebody still holds, and the ones read last: a generator may be gone before the
+# applier that goes on with its model is made.
+_in_use: weakref.WeakValueDictionary[str, PreTrainedModel] = weakref.WeakValueDictionary()
+_tokenizers: weakref.WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase] = (
+    weakref.WeakKeyDictionary()
+)
+_latest: list[PreTrainedModel] = []
+
+
+def choose_device(device: str | int | torch.device) -> torch.device:
+    """The device of that name; for `auto` the best there is.
+
+    Raises:
+        ValueError: No such device, or none of its kind on this machine.
+    """
+    if str(device) == "auto":
+        return torch.device(_best_device())
+    try:
+        chosen = torch.device(int(device) if str(device).isdigit() else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} is not one: use auto, cpu, mps, cuda or cuda:N"
+        ) from error
+    there = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(chosen.type)
+    if there is not None and (chosen.index or 0) >= there:
+        raise ValueError(
+            f"device {str(chosen)!r} is not on this machine ({there} {chosen.type} devices seen "
+            f"by torch {torch.__version__}); use device: auto, or device: cpu"
+        )
+    return chosen
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, else float32."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _refuse_encoder_decoder(name: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder model ({config.model_type}): only decoder models can "
+            "be steered; choose a causal language model"
+        )
+
+
+def get_model(hparams: Any) -> tuple[SteeredModel, PreTrainedTokenizerBase]:
+    """EasyEdit2's loader: the model that `hparams` (a mapping or an object) names, and tokenizer."""
+    values = hparams if isinstance(hparams, Mapping) else vars(hparams)
+    named = {f.name: values[f.name] for f in fields(ModelSource) if values.get(f.name) is not None}
+    if "torch_dtype" in values and "dtype" not in named:
+        named["dtype"] = values["torch_dtype"]
+    model = ModelSource(**named).load()
+    return model, model.tokenizer

@@ -1,0 +1,145 @@
+"""A language model together with the interventions now in force on it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from steer.models.hooks import TensorEdit, edit_output, reading, watch_arguments
+from steer.models.interventions import EditLayer, EditPrompt, Intervention, on_device
+from steer.models.layout import blocks_of, decoder_of, width_of
+from steer.models.positions import Pass
+from steer.models.tally import LayerTally, Tally
+
+
+class SteeredModel:
+    """A causal language model, its tokenizer, and the interventions in force, by method key.
+
+    Interventions are kept as data; hooks live only inside `steering()`, so nothing can outlast
+    the call that needed it, and `reset` has only to forget. Calling `model.model(...)` bare is
+    therefore never steered: use `generate`, or open `steering()` around the call.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.blocks: nn.ModuleList = blocks_of(model)
+        self.decoder: nn.Module = decoder_of(model)
+        self.d_model: int = width_of(model)
+        self.model: PreTrainedModel = model.eval()
+        self.tokenizer = tokenizer
+        self.in_force: dict[str, list[Intervention]] = {}
+
+    @property
+    def depth(self) -> int:
+        """How many decoder blocks there are."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    def check_layers(self, layers: Iterable[int]) -> None:
+        """Raise a ValueError for a layer that the model does not have."""
+        wrong = [layer for layer in layers if not 0 <= layer < self.depth]
+        if wrong:
+            raise ValueError(
+                f"layers {wrong} do not exist: the model has {self.depth} decoder blocks, "
+                f"counted from 0 to {self.depth - 1}"
+            )
+
+    def steer(self, name: str, interventions: Iterable[Intervention]) -> None:
+        """Put `interventions` in force under `name`, in place of those it had."""
+        self.in_force[name] = list(interventions)
+
+    def reset(self, name: str) -> None:
+        """Take the interventions of one method out of force."""
+        self.in_force.pop(name, None)
+
+    def reset_all(self) -> None:
+        """Take every intervention out of force."""
+        self.in_force.clear()
+
+    def interventions(self) -> list[Intervention]:
+        """All interventions in force, in the order their methods were applied."""
+        return [i for interventions in self.in_force.values() for i in interventions]
+
+    def prompted(self, text: str) -> str:
+        """`text` behind the steering prompts in force."""
+        for intervention in self.interventions():
+            if isinstance(intervention, EditPrompt):
+                text = f"{intervention.text} {text}"
+        return text
+
+    @contextmanager
+    def steering(
+        self,
+        interventions: Sequence[Intervention] | None = None,
+        *,
+        prompt_lengths: Tensor | None = None,
+        tally: Tally | None = None,
+    ) -> Iterator[None]:
+        """Hold the hooks of `interventions` while open; of those in force where None.
+
+        What changes nothing (a strength of 0) gets no hook: logits stay those of the bare model.
+
+        Args:
+            interventions: What to do; prompts are not put before text here (see `prompted`).
+            prompt_lengths: [rows], tokens of each row's prompt; needed where an intervention is
+                relative to the prompt's end.
+            tally: Filled with the counts of each steered layer.
+        """
+        chosen = self.interventions() if interventions is None else interventions
+        by_layer: dict[int, list[EditLayer]] = {}
+        for intervention in chosen:
+            if isinstance(intervention, EditLayer) and not intervention.edit.is_zero():
+                by_layer.setdefault(intervention.layer, []).append(intervention)
+        self.check_layers(by_layer)
+        now = Pass(prompt_lengths=prompt_lengths)
+        with ExitStack() as stack:
+            if by_layer:
+                stack.enter_context(watch_arguments(self.decoder, now.see))
+            for layer, edits in by_layer.items():
+                counts = None if tally is None else tally.setdefault(layer, LayerTally())
+                edit = _layer_edit(edits, now, counts)
+                stack.enter_context(edit_output(self.blocks[layer], edit))
+            yield
+
+    @torch.inference_mode()
+    def read(self, inputs: Mapping[str, Any], layers: Sequence[int]) -> dict[int, Tensor]:
+        """Block outputs [batch, seq, d_model] by layer, as steered where `steering()` is open.
+
+        The pass stops behind the deepest of `layers`; the head never runs.
+        """
+        self.check_layers(layers)
+        ordered = sorted(set(layers))
+        with reading((layer, self.blocks[layer]) for layer in ordered) as recorded:
+            self.decoder(**inputs, use_cache=False)
+        return recorded
+
+
+def _layer_edit(edits: list[EditLayer], now: Pass, counts: LayerTally | None) -> TensorEdit:
+    placed: dict[torch.device, list[EditLayer]] = {}
+    if counts is not None:
+        counts.gated |= all(edit.edit.gated for edit in edits)
+
+    def edit(hidden: Tensor) -> Tensor:
+        device = hidden.device
+        if device not in placed:
+            placed[device] = [EditLayer(e.layer, on_device(e.edit, device), e.where) for e in edits]
+        before, steered = hidden, None
+        for one in placed[device]:
+            columns = now.chosen(one.where, hidden)
+            changed = one.edit(hidden)
+            hidden = changed if columns is None else torch.where(columns[..., None], changed, hidden)
+            if counts is not None:
+                real = now.real(hidden)
+                here = real if columns is None else columns
+                steered = here if steered is None else steered | here
+        if counts is not None and steered is not None:
+            counts.note(before, hidden, steered)
+        return hidden
+
+    return edit

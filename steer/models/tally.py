@@ -1,0 +1,57 @@
+"""Counts kept while steering: how often a layer's hook fired, and how much it changed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Attention sinks (the first token, separators) have some 80 times the usual norm.
+SINK_FACTOR = 10.0
+
+
+@dataclass
+class LayerTally:
+    """One layer's counts.
+
+    Attributes:
+        passes: How often the hook fired.
+        residual: [batch, seq] norms before the change, a tensor a pass; NaN where not steered.
+        change: The same for the change.
+        gated: Whether an edit may decide to change nothing.
+    """
+
+    gated: bool = False
+    passes: int = 0
+    residual: list[Tensor] = field(default_factory=list)
+    change: list[Tensor] = field(default_factory=list)
+
+    def note(self, before: Tensor, after: Tensor, steered: Tensor) -> None:
+        """Count one pass; `steered` [batch, seq] says which columns to count."""
+        self.passes += 1
+        # Kept on the device: reading a number out would make a GPU wait on every token.
+        for norms, hidden in ((self.residual, before), (self.change, after - before)):
+            norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+            norms.append(norm.masked_fill(~steered, torch.nan))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
+        residual, change = self._numbers(self.residual), self._numbers(self.change)
+        usual = residual <= SINK_FACTOR * residual.median() if len(residual) else residual > 0
+        ratio = change[usual] / residual[usual].clamp_min(1e-12)
+        return {
+            "passes": self.passes,
+            "tokens": len(residual),
+            "tokens_changed": int((change > 0).sum()),
+            "sinks": int((~usual).sum()),
+            "dose": float(ratio.mean()) if len(ratio) else 0.0,
+            "gated": self.gated,
+        }
+
+    @staticmethod
+    def _numbers(norms: list[Tensor]) -> Tensor:
+        flat = torch.cat([norm.flatten().cpu() for norm in norms]) if norms else torch.empty(0)
+        return flat[~flat.isnan()]
+
+
+Tally = dict[int, LayerTally]

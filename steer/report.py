@@ -1,0 +1,114 @@
+"""The steering report: proof that a run steered, and what it cost."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from steer.effect import Effect
+from steer.models import EditLayer, Intervention
+from steer.models.tally import Tally
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass
+class SteeringReport:
+    """What a run's steering did.
+
+    Attributes:
+        layers: Layer -> passes, tokens, tokens_changed, sinks, dose (mean |change| / |residual|).
+        prompt: Steering prompts in force.
+        effect: On held-out pairs.
+        kl: Mean KL(unsteered || steered) on neutral text, in nats a token.
+        perplexity_ratio: Of steered over unsteered answers, under the untouched model.
+        why_not: Figure -> why it was not measured.
+    """
+
+    layers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    prompt: list[str] = field(default_factory=list)
+    effect: Effect | None = None
+    kl: float | None = None
+    perplexity_ratio: float | None = None
+    why_not: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> SteeringReport:
+    """Counts and dose of each layer.
+
+    Raises:
+        RuntimeError: A layer was to be steered, and nothing of it changed.
+    """
+    report = SteeringReport(layers={n: counts.summary() for n, counts in sorted(tally.items())})
+    wanted = {
+        i.layer for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()
+    }
+    for layer in sorted(wanted):
+        counts = report.layers.get(layer, {"passes": 0, "tokens_changed": 0, "gated": False})
+        if counts["passes"] == 0 or (counts["tokens_changed"] == 0 and not counts["gated"]):
+            raise RuntimeError(
+                f"layer {layer} was to be steered, but its hook fired {counts['passes']} times and "
+                f"changed {counts['tokens_changed']} tokens: the result is not a steered one"
+            )
+    return report
+
+
+def render(report: SteeringReport) -> RenderableType:
+    """The report as tables for a terminal."""
+    layers = Table("layer", "passes", "tokens", "changed", "dose", title="Steering report")
+    for layer, c in report.layers.items():
+        layers.add_row(
+            str(layer), str(c["passes"]), str(c["tokens"]), str(c["tokens_changed"]), f"{c['dose']:.1%}"
+        )
+    figures = Table("figure", "value", "what it says")
+    for row in _figures(report):
+        figures.add_row(*row)
+    note = "dose: mean |change| / |residual|, attention sinks left out"
+    return Group(layers, Text(note, style="dim"), figures)
+
+
+def _figures(report: SteeringReport) -> list[tuple[str, str, str]]:
+    rows = [_effect_row(report), *_control_rows(report)]
+    kl = _missing(report, "kl") if report.kl is None else f"{report.kl:.3f} nats/token"
+    rows.append(("KL on neutral text", kl, "how far unrelated predictions move; 0 is not at all"))
+    ratio = report.perplexity_ratio
+    shown = _missing(report, "perplexity_ratio") if ratio is None else f"x {ratio:.2f}"
+    rows.append(("perplexity of answers", shown, "steered / unsteered, under the untouched model"))
+    return rows
+
+
+def _effect_row(report: SteeringReport) -> tuple[str, str, str]:
+    effect = report.effect
+    if effect is None:
+        return "effect on held-out pairs", _missing(report, "effect"), ""
+    value = f"{effect.mean:+.2f} nats [{effect.low:+.2f}, {effect.high:+.2f}]"
+    if effect.low > 0:
+        verdict = "matching answers become likelier"
+    elif effect.high < 0:
+        verdict = "matching answers become less likely"
+    else:
+        verdict = "no clear effect: the 95 % interval holds 0"
+    return f"effect on {effect.pairs} held-out pairs", value, f"{verdict} ({effect.source})"
+
+
+def _control_rows(report: SteeringReport) -> list[tuple[str, str, str]]:
+    if report.effect is None or not report.effect.controls:
+        return []
+    effect = abs(report.effect.mean)
+    strongest = max(map(abs, report.effect.controls))
+    beaten = sum(effect > abs(control) for control in report.effect.controls)
+    number = len(report.effect.controls)
+    value = f"at most {strongest:.2f} nats"
+    return [(f"{number} random vectors, same norm", value, f"the effect is larger than {beaten} of {number}")]
+
+
+def _missing(report: SteeringReport, figure: str) -> str:
+    reason = report.why_not.get(figure)
+    return f"{NOT_MEASURED} ({reason})" if reason else NOT_MEASURED

@@ -1,0 +1,32 @@
+"""Make steering vectors, apply them, answer, and prove that it steered: all in one run.
+
+    python steering.py
+    python steering.py layers=[12] multipliers=[4] model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
+    python steering.py --explain-config
+"""
+
+from omegaconf import DictConfig
+
+import steer
+from steer.cli import script
+
+
+@script("config")
+def main(cfg: DictConfig) -> None:
+    """Train, apply and answer as hparams/Steer/config.yaml says."""
+    from steer.showing import show
+
+    generator = steer.BaseVectorGenerator(cfg)
+    # Your own data instead of the config's:
+    # datasets = {"mine": [{"question": "...", "matching": "...", "not_matching": "..."}]}
+    datasets = steer.prepare_train_datasets(cfg)
+    generator.generate_vectors(datasets)
+    applier = steer.BaseVectorApplier(cfg, generator.model)
+    for name in datasets:
+        applier.apply_vectors(generator.vectors(name), generator.folds(name))
+        show(applier, applier.generate(), generator.folders(name))
+        applier.model.reset_all()
+
+
+if __name__ == "__main__":
+    main()

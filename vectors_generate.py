@@ -1,0 +1,23 @@
+"""Make steering vectors and save them, as hparams/Steer/vector_generate.yaml says.
+
+    python vectors_generate.py
+    python vectors_generate.py layers=[12,15] steer_train_dataset=refusal
+"""
+
+from omegaconf import DictConfig
+
+import steer
+from steer.cli import script
+
+
+@script("vector_generate")
+def main(cfg: DictConfig) -> None:
+    """Train every method of the config on every data set of the config."""
+    # Your own data instead of the config's:
+    # datasets = {"mine": [{"question": "...", "matching": "...", "not_matching": "..."}]}
+    datasets = steer.prepare_train_datasets(cfg)
+    steer.BaseVectorGenerator(cfg).generate_vectors(datasets)
+
+
+if __name__ == "__main__":
+    main()
