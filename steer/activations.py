@@ -4,21 +4,22 @@ Passes are batched, rows of like length together; each stops behind the deepest 
 read, and neither the head nor a gradient is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from steer.models import SteeredModel
 from steer.models.batching import padded, run_batches
+from steer.models.prefix import prefix_cache, repeated, shared_length
 from steer.models.tally import SINK_FACTOR
 
 # Most tokens of a pass, padding included, where batch_size is auto. More gains nothing: on a CPU
 # caches are full, on a GPU the matrix units are.
 AUTO_TOKENS = {"cuda": 16384, "cpu": 1024}
-Encode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Contrast:
     """Sums of (mean activation on the wanted passage - on the shunned one), by layer.
 
     Attributes:
-        sums: Layer -> [folds, d_model], float32; pair i is in fold i % folds.
+        sums: Layer -> [folds, d_model]; pair i is in fold i % folds.
         counts: [folds], pairs in each.
         residual_norms: Layer -> median norm of what was read, attention sinks left out.
     """
@@ -56,7 +57,7 @@ class Contrast:
         if without_fold is not None:
             kept[without_fold] = 0
         total = float((self.counts * kept).sum())
-        return {n: (kept.to(s) @ s) / total for n, s in self.sums.items()}
+        return {n: ((kept.to(s) @ s) / total).float() for n, s in self.sums.items()}
 
 
 def contrast(
@@ -80,7 +81,7 @@ def contrast(
     """
     pairs = len(wanted)
     folds = min(folds, pairs)
-    sums = {n: torch.zeros(folds, model.d_model) for n in layers}
+    sums: dict[int, Tensor] = {}
     norms: dict[int, list[Tensor]] = {n: [] for n in layers}
     passages = [*wanted, *shunned]
     with tqdm(total=len(passages), desc="reading activations", unit="answer") as bar:
@@ -88,8 +89,9 @@ def contrast(
             fold = torch.tensor([row % pairs % folds for row in rows])
             sign = torch.tensor([1.0 if row < pairs else -1.0 for row in rows])
             for n in layers:
-                sums[n] = sums[n].to(means[n].device)
-                sums[n].index_add_(0, fold.to(means[n].device), means[n] * sign.to(means[n])[:, None])
+                values = _exact(means[n]) * _exact(sign.to(means[n].device))[:, None]
+                sums.setdefault(n, values.new_zeros(folds, model.d_model))
+                sums[n].index_add_(0, fold.to(values.device), values)
                 norms[n].append(sizes[n])
             bar.update(len(rows))
     counts = torch.bincount(torch.arange(pairs) % folds, minlength=folds).float()
@@ -100,6 +102,12 @@ def contrast(
     )
 
 
+def _exact(values: Tensor) -> Tensor:
+    # The two sides are summed in any order: where massive activations cancel, float32 would lose
+    # digits that the difference of a pair keeps. Apple's GPUs have no float64.
+    return values if values.device.type == "mps" else values.double()
+
+
 def passage_means(
     model: SteeredModel,
     passages: Sequence[Passage],
@@ -108,10 +116,12 @@ def passage_means(
     batch_size: int | str = "auto",
 ) -> Iterator[tuple[list[int], dict[int, Tensor], dict[int, Tensor]]]:
     """Yield `(rows, means, norms)`: by layer, [batch, d_model] means and [batch] median norms."""
-    lengths = [passage.stop for passage in passages]
+    prefix = shared_length([passage.ids[: passage.start] for passage in passages])
+    cache = prefix_cache(model, passages[0].ids[:prefix], layers)
+    lengths = [passage.stop - prefix for passage in passages]
 
     def run(rows: list[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        return _read_batch(model, [passages[row] for row in rows], layers)
+        return _read_batch(model, [passages[row] for row in rows], layers, prefix, cache)
 
     automatic = batch_size == "auto"
     size = len(passages) if automatic else int(batch_size)
@@ -123,17 +133,22 @@ def passage_means(
 
 @torch.inference_mode()
 def _read_batch(
-    model: SteeredModel, passages: list[Passage], layers: Sequence[int]
+    model: SteeredModel,
+    passages: list[Passage],
+    layers: Sequence[int],
+    prefix: int,
+    cache: DynamicCache | None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     # Nothing behind a passage's last token that is read can change it, so it is cut off there;
     # and padding on the right is behind everything, so causal attention needs no mask.
-    rows = [passage.ids[: passage.stop] for passage in passages]
+    rows = [passage.ids[prefix : passage.stop] for passage in passages]
     ids, _ = padded(rows, rows[0][-1], "right", model.device)
-    column = torch.arange(ids.shape[1], device=ids.device)
+    column = torch.arange(prefix, prefix + ids.shape[1], device=ids.device)
     starts = torch.tensor([p.start for p in passages], device=ids.device)[:, None]
     stops = torch.tensor([p.stop for p in passages], device=ids.device)[:, None]
     read = (column >= starts) & (column < stops)
-    hidden = model.read({"input_ids": ids}, layers)
+    shared = {} if cache is None else {"past_key_values": repeated(cache, len(rows))}
+    hidden = model.read({"input_ids": ids, **shared}, layers)
     means, norms = {}, {}
     for n in layers:
         inside = read.to(hidden[n].device)

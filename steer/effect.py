@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steer.datasets import Row, answer_of
-from steer.likelihood import answer_log_probs, next_token_logits
+from steer.likelihood import AnswerScorer, answer_log_probs, last_logits
 from steer.models import Add, Answer, ChatFormat, EditLayer, Intervention, SteeredModel
 from steer.models.batching import run_batches
 
@@ -82,10 +82,12 @@ def measure_effect(
     """
     addable = all(isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s)
     seeds = range(controls if addable else 0)
+    scorers = [_scorer(model, pairs) for pairs, _ in groups]
     with tqdm(total=2 + len(seeds), desc="measuring the effect", unit="pass") as bar:
 
         def margins(change: Callable[[Interventions], Interventions]) -> Tensor:
-            found = torch.cat([_margins(model, pairs, change(steps)) for pairs, steps in groups])
+            each = zip(scorers, groups, strict=True)
+            found = torch.cat([_margins(scorer, change(steps)) for scorer, (_, steps) in each])
             bar.update()
             return found
 
@@ -97,12 +99,16 @@ def measure_effect(
     return Effect(float(changes.mean()), low, high, len(changes), means, source)
 
 
-def _margins(model: SteeredModel, pairs: Sequence[Pair], steps: Interventions) -> Tensor:
+def _scorer(model: SteeredModel, pairs: Sequence[Pair]) -> AnswerScorer:
     prompts = [pair.prompt for pair in pairs]
     answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
-    log_probs = answer_log_probs(model, prompts * 2, answers, interventions=steps)
-    sums = torch.stack([each.sum() for each in log_probs])
-    return sums[: len(pairs)] - sums[len(pairs) :]
+    return AnswerScorer(model, prompts * 2, answers)
+
+
+def _margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:
+    sums = torch.stack([each.sum() for each in scorer.log_probs(steps)])
+    matching, not_matching = sums.chunk(2)
+    return matching - not_matching
 
 
 def bootstrap(values: Tensor) -> tuple[float, float]:
@@ -134,17 +140,20 @@ def divergence(model: SteeredModel, texts: Sequence[str], steps: Interventions) 
 
     def run(batch: list[int]) -> Tensor:
         chosen: Any = [rows[row] for row in batch]
-        width = max(map(len, chosen))
-        plain, steered = (
-            next_token_logits(model, chosen, width, [len(r) for r in chosen], s).log_softmax(-1)
-            for s in ([], steps)
-        )
-        each = (plain.exp() * (plain - steered)).sum(-1).float().cpu()
-        return torch.cat([each[n, width - len(row) :] for n, row in enumerate(chosen)])
+        plain, steered = (_log_probs(model, chosen, s) for s in ([], steps))
+        each = (plain.exp() * (plain - steered)).sum(-1).cpu()
+        return torch.cat([each[n, -len(row) :] for n, row in enumerate(chosen)])
 
     for _, found in run_batches(lengths, 4, run):
         total, tokens = total + float(found.sum()), tokens + len(found)
     return total / tokens
+
+
+@torch.inference_mode()
+def _log_probs(model: SteeredModel, rows: Sequence[Sequence[int]], steps: Interventions) -> Tensor:
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    with model.steering(steps, prompt_lengths=lengths):
+        return last_logits(model, rows, int(lengths.max())).float().log_softmax(-1)
 
 
 def perplexity_ratio(

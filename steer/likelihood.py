@@ -1,16 +1,150 @@
-"""Log-probabilities that a model gives to answers."""
+"""Log-probabilities that a model gives to answers, for one steering after another.
 
-from collections.abc import Sequence
+What many steerings of the same text share is computed once: the tokens with which all prompts
+begin (a system prompt), and the blocks below the first one that is steered.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from steer.models import Intervention, SteeredModel
+from steer.models import EVERYWHERE, EditLayer, Intervention, SteeredModel
 from steer.models.batching import padded, run_batches
-from steer.models.interventions import take_rows
+from steer.models.hooks import keeping, replaying
+from steer.models.interventions import is_per_row, take_rows
+from steer.models.prefix import prefix_cache, repeated, shared_length
 
+# Most tokens of a pass, padding included, where batch_size is auto.
 AUTO_TOKENS = {"cuda": 16384, "cpu": 1024}
+# Most bytes of block outputs that are kept for later steerings.
+REPLAY_BYTES = 2**30
+
+
+class AnswerScorer:
+    """Scores the same answers under any steering.
+
+    Args:
+        model: What is in force on it does not count.
+        prompts: Token ids, at least one each.
+        answers: As many, at least one token each.
+        batch_size: Rows in a pass; `auto` suits the device.
+    """
+
+    def __init__(
+        self,
+        model: SteeredModel,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.model = model
+        self.rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
+        self.prompt_lengths = [len(p) for p in prompts]
+        # A row's last prompt token predicts the answer's first: it must stay in the row's own part.
+        self.prefix = shared_length([p[:-1] for p in prompts])
+        self.batch_size = batch_size
+        self._kept: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
+
+    @torch.inference_mode()
+    def log_probs(self, interventions: Sequence[Intervention]) -> list[Tensor]:
+        """log P of each answer token given what is before it; float32 [tokens], a tensor a row.
+
+        Args:
+            interventions: Per-row ones are for all rows; empty is the untouched model.
+        """
+        edits = [i for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()]
+        alike = all(e.where == EVERYWHERE and not is_per_row(e) for e in edits)
+        prefix = self.prefix if alike else 0
+        with self.model.steering(edits):
+            cache = prefix_cache(self.model, self.rows[0][:prefix])
+        lowest = min((e.layer for e in edits), default=self.model.depth)
+
+        def run(rows: list[int]) -> list[Tensor]:
+            return self._batch(rows, edits, prefix, cache, lowest)
+
+        automatic = self.batch_size == "auto"
+        limit = AUTO_TOKENS.get(self.model.device.type, AUTO_TOKENS["cpu"]) if automatic else None
+        size = len(self.rows) if automatic else int(self.batch_size)
+        lengths = [len(row) - prefix for row in self.rows]
+        found: dict[int, Tensor] = {}
+        for rows, values in run_batches(lengths, size, run, max_tokens=limit, fixed=not automatic):
+            found.update(zip(rows, values, strict=True))
+        return [found[row] for row in range(len(self.rows))]
+
+    def _batch(
+        self,
+        rows: list[int],
+        edits: list[EditLayer],
+        prefix: int,
+        cache: DynamicCache | None,
+        lowest: int,
+    ) -> list[Tensor]:
+        own = [self.rows[row][prefix:] for row in rows]
+        lengths = [self.prompt_lengths[row] for row in rows]
+        sizes = [len(self.rows[row]) - length for row, length in zip(rows, lengths, strict=True)]
+        longest = max(sizes)
+        key = (lowest, prefix, tuple(rows))
+        steps = take_rows(edits, torch.tensor(rows))
+        with self._sharing(key), self.model.steering(
+            steps, prompt_lengths=torch.tensor(lengths, device=self.model.device)
+        ):
+            logits = last_logits(self.model, own, longest + 1, cache)
+        log_probs = logits[:, :-1].float().log_softmax(dim=-1)
+        # Left padding: every answer ends at the right edge.
+        ids, _ = padded(own, own[0][-1], "left", log_probs.device)
+        chosen = log_probs.gather(-1, ids[:, -longest:, None]).squeeze(-1).cpu()
+        return [chosen[n, longest - size :] for n, size in enumerate(sizes)]
+
+    @contextmanager
+    def _sharing(self, key: tuple[int, int, tuple[int, ...]]) -> Iterator[None]:
+        """Skip the blocks below the first steered one where their output is known; else keep it."""
+        lowest = key[0]
+        if lowest == self.model.depth:
+            yield
+        elif key in self._kept:
+            with replaying(list(self.model.blocks[: lowest + 1]), self._kept[key]):
+                yield
+        else:
+            with keeping(self.model.blocks[lowest]) as kept:
+                yield
+            used = sum(tensor.nbytes for tensor in self._kept.values())
+            if kept and used + kept[0].nbytes <= REPLAY_BYTES:
+                self._kept[key] = kept[0]
+
+
+@torch.inference_mode()
+def last_logits(
+    model: SteeredModel,
+    rows: Sequence[Sequence[int]],
+    keep: int,
+    cache: DynamicCache | None = None,
+) -> Tensor:
+    """Logits [batch, keep, vocab] of the last `keep` columns of left-padded `rows`.
+
+    Args:
+        model: Steered by what `steering()` holds open.
+        rows: Token ids.
+        keep: The head runs on these columns only.
+        cache: Of one row that precedes each of `rows`; left as it is.
+    """
+    ids, mask = padded(rows, rows[0][-1], "left", model.device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if cache is not None:
+        inputs["past_key_values"] = repeated(cache, len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), cache.get_seq_length()), mask], dim=1)
+    if not bool(mask.all()) or cache is not None:
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        inputs |= {"attention_mask": mask, "position_ids": positions}
+    # Column numbers, not their count: a slice of the hidden states would not be contiguous, and
+    # the head three times as slow.
+    inputs["logits_to_keep"] = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
+    accepted = {k: v for k, v in inputs.items() if model.accepts(k)}
+    output = cast(Any, model.model)(**accepted, use_cache=cache is not None)
+    return output.logits[:, -keep:]
 
 
 def answer_log_probs(
@@ -21,65 +155,6 @@ def answer_log_probs(
     interventions: Sequence[Intervention] | None = None,
     batch_size: int | str = "auto",
 ) -> list[Tensor]:
-    """log P of each answer token given the prompt and the answer before it.
-
-    Args:
-        model: Steered by what is in force, or by `interventions`; an empty list is unsteered.
-        prompts: Token ids; each at least one.
-        answers: As many, each at least one token.
-        interventions: Per-row ones are for all rows.
-        batch_size: Rows in a pass; `auto` suits the device.
-
-    Returns:
-        For each row a float32 tensor [tokens of the answer] on the CPU.
-    """
+    """`AnswerScorer` for one steering: what is in force on `model`, or `interventions`."""
     steps = model.interventions() if interventions is None else interventions
-    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
-
-    def run(rows: list[int]) -> list[Tensor]:
-        of_rows = take_rows(steps, torch.tensor(rows))
-        return _batch(model, [prompts[r] for r in rows], [answers[r] for r in rows], of_rows)
-
-    automatic = batch_size == "auto"
-    size = len(prompts) if automatic else int(batch_size)
-    tokens = AUTO_TOKENS.get(model.device.type, AUTO_TOKENS["cpu"]) if automatic else None
-    found: dict[int, Tensor] = {}
-    for rows, log_probs in run_batches(lengths, size, run, max_tokens=tokens, fixed=not automatic):
-        found.update(zip(rows, log_probs, strict=True))
-    return [found[row] for row in range(len(prompts))]
-
-
-@torch.inference_mode()
-def _batch(
-    model: SteeredModel,
-    prompts: list[Sequence[int]],
-    answers: list[Sequence[int]],
-    interventions: list[Intervention],
-) -> list[Tensor]:
-    rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
-    longest = max(map(len, answers))
-    # Answers end at the right edge, so that the head runs on their columns only.
-    ids, _ = padded(rows, rows[0][-1], "left", model.device)
-    logits = next_token_logits(model, rows, longest + 1, [len(p) for p in prompts], interventions)
-    log_probs = logits[:, :-1].float().log_softmax(dim=-1)
-    targets = ids[:, -longest:].to(log_probs.device)
-    chosen = log_probs.gather(-1, targets[..., None]).squeeze(-1).cpu()
-    return [chosen[n, longest - len(answer) :] for n, answer in enumerate(answers)]
-
-
-@torch.inference_mode()
-def next_token_logits(
-    model: SteeredModel,
-    rows: Sequence[Sequence[int]],
-    keep: int,
-    prompt_lengths: Sequence[int],
-    interventions: Sequence[Intervention],
-) -> Tensor:
-    """Logits [batch, keep, vocab] of the last `keep` columns of left-padded `rows`."""
-    ids, mask = padded(rows, rows[0][-1], "left", model.device)
-    lengths = torch.tensor(prompt_lengths, device=ids.device)
-    inputs: dict[str, Any] = {"input_ids": ids}
-    if not bool(mask.all()):
-        inputs |= {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
-    with model.steering(interventions, prompt_lengths=lengths):
-        return cast(Any, model.model)(**inputs, use_cache=False, logits_to_keep=keep).logits
+    return AnswerScorer(model, prompts, answers, batch_size).log_probs(steps)

@@ -17,7 +17,7 @@ from steer.models.tally import Tally
 
 log = logging.getLogger(__name__)
 
-AUTO_BATCH = {"cuda": 64, "cpu": 16}
+AUTO_BATCH = {"cuda": 64, "cpu": 32}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Answer:
 
 def auto_batch_size(batch_size: int | str, device: torch.device) -> int:
     """`batch_size`, or for `auto` one that suits the device; memory may still halve it."""
-    return AUTO_BATCH.get(device.type, 16) if batch_size == "auto" else int(batch_size)
+    return AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"]) if batch_size == "auto" else int(batch_size)
 
 
 def generate_batches(

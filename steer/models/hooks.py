@@ -1,7 +1,7 @@
 """PyTorch forward hooks, each as a context manager. No other file registers a hook."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,6 +39,50 @@ def watch_arguments(
         see({**bound, **bound.pop("kwargs", {})})
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@contextmanager
+def keeping(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that holds `module`'s latest output before edits registered later, if a tensor."""
+    kept: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        kept[:] = [output.detach()] if isinstance(output, Tensor) else []
+
+    with module.register_forward_hook(hook):
+        yield kept
+
+
+@contextmanager
+def replaying(blocks: Sequence[nn.Module], output: Tensor) -> Iterator[None]:
+    """While open, `blocks`, the model's first, are not computed: the last gives `output`.
+
+    For passes over the same tokens that differ only behind these blocks. Hooks fire as ever.
+    """
+
+    def skip(hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+        return hidden_states
+
+    def replay(*_args: object, **_kwargs: object) -> Tensor:
+        return output
+
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            stack.enter_context(_forward(block, replay if number == len(blocks) - 1 else skip))
+        yield
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    # accelerate keeps its own `forward` in the instance: what was there comes back.
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
 
 
 class _Enough(Exception):  # noqa: N818 - not an error: the way out of a forward pass

@@ -31,6 +31,10 @@ class Edit(Protocol):
         """The edit of the rows `index` of a batch."""
         ...
 
+    def is_per_row(self) -> bool:
+        """Whether it differs from row to row of a batch."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Add:
@@ -62,9 +66,16 @@ class Add:
 
     def rows(self, index: Tensor) -> "Add":
         """The edit of the rows `index` of a batch."""
-        vector = self.vector[index] if self.vector.ndim == 2 else self.vector
-        per_row = isinstance(self.strength, Tensor) and self.strength.ndim
-        return Add(vector, self.strength[index] if per_row else self.strength)  # type: ignore[index]
+        vector, strength = self.vector, self.strength
+        if vector.ndim == 2:
+            vector = vector[index]
+        if isinstance(strength, Tensor) and strength.ndim:
+            strength = strength[index]
+        return Add(vector, strength)
+
+    def is_per_row(self) -> bool:
+        """Whether it differs from row to row of a batch."""
+        return self._change().ndim == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +115,12 @@ def _of_rows(intervention: EditLayer, index: Tensor) -> EditLayer:
     elif not isinstance(where, Positions | TokenMask):
         where = [where[row] for row in index.tolist()]
     return replace(intervention, edit=intervention.edit.rows(index), where=where)
+
+
+def is_per_row(intervention: EditLayer) -> bool:
+    """Whether it differs from row to row of a batch."""
+    alike = isinstance(intervention.where, Positions)
+    return not alike or intervention.edit.is_per_row()
 
 
 def opposite(interventions: Sequence[Intervention]) -> list[Intervention]:

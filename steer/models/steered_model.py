@@ -1,5 +1,6 @@
 """A language model together with the interventions now in force on it."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -40,6 +41,10 @@ class SteeredModel:
     def device(self) -> torch.device:
         """Where token ids go."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the model's forward takes an argument of that name."""
+        return argument in inspect.signature(self.model.forward).parameters
 
     def check_layers(self, layers: Iterable[int]) -> None:
         """Raise a ValueError for a layer that the model does not have."""
@@ -116,7 +121,7 @@ class SteeredModel:
         self.check_layers(layers)
         ordered = sorted(set(layers))
         with reading((layer, self.blocks[layer]) for layer in ordered) as recorded:
-            self.decoder(**inputs, use_cache=False)
+            self.decoder(**inputs, use_cache="past_key_values" in inputs)
         return recorded
 
 
