@@ -1,0 +1,1 @@
+"""Scoring of answers; knows result files, not what made them."""
