@@ -44,7 +44,7 @@ class TrainCAA(ChatFormat):
         model.check_layers(layers)
         if not layers or not rows:
             raise ValueError(f"CAA needs layers and rows: got {layers} and {len(rows)} rows")
-        pairs = [self._passages(model, row, number) for number, row in enumerate(rows, start=1)]
+        pairs = [self.passages(model, row, number) for number, row in enumerate(rows, start=1)]
         if any(wanted.start == 0 for wanted, _ in pairs):
             log.warning(
                 "rows without a question, and a tokenizer without a first token of its own: the "
@@ -54,7 +54,8 @@ class TrainCAA(ChatFormat):
         found = contrast(model, wanted, shunned, layers, batch_size=self.batch_size)
         return self._trained(found, len(rows))
 
-    def _passages(self, model: SteeredModel, row: Row, number: int) -> tuple[Passage, Passage]:
+    def passages(self, model: SteeredModel, row: Row, number: int) -> tuple[Passage, Passage]:
+        """The two sides of row `number`, counted from 1, as tokens, and what is read of them."""
         question = self.text(model.tokenizer, str(row.get("question") or ""))
         start = len(self.encode(model.tokenizer, question))
         joint = "\nAnswer: " if self.multiple_choice else " "

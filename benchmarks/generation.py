@@ -1,0 +1,109 @@
+"""How fast steered answers are generated.
+
+    python benchmarks/generation.py
+    python benchmarks/generation.py --shape llama3-8b --prompts 64 --tokens 64 --batch-size 64
+
+In one run: (loop) a prompt at a time, as EasyEdit2 does; (steer) this library with its basic
+report; (floor) transformers' `generate`, unsteered, on the same batches.
+"""
+
+import torch
+from torch import nn
+
+from _measure import interleaved, load, made_up_pairs, parser, ratio, report
+
+from steer.datasets import DatasetLoader
+from steer.models import Add, ChatFormat, EditLayer, SteeredModel, generate_batches
+from steer.models.batching import padded, run_batches
+from steer.models.tally import Tally
+
+
+def loop(model: SteeredModel, prompts: list[list[int]], step: EditLayer, tokens: int) -> None:
+    """One prompt a call, the vector added by a hook."""
+
+    def add(_module: nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        return output + vector
+
+    vector = (step.edit.strength * step.edit.vector).to(model.device, model.model.dtype)
+    with torch.inference_mode(), model.blocks[step.layer].register_forward_hook(add):
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=model.device)
+            _generate(model, ids, torch.ones_like(ids), tokens)
+
+
+def steered(
+    model: SteeredModel, prompts: list[list[int]], step: EditLayer, tokens: int, size: int
+) -> Tally:
+    """All prompts in batches, with counts and dose."""
+    tally: Tally = {}
+    params = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    for _ in generate_batches(
+        model, prompts, params, interventions=[step], batch_size=size, tally=tally
+    ):
+        pass
+    return {layer: counts.summary() for layer, counts in tally.items()}  # type: ignore[misc]
+
+
+def floor(model: SteeredModel, prompts: list[list[int]], tokens: int, size: int) -> None:
+    """The same batches, unsteered."""
+
+    def run(rows: list[int]) -> None:
+        ids, mask = padded([prompts[row] for row in rows], 0, "left", model.device)
+        out = _generate(model, ids, mask, tokens)
+        for row in out.tolist():
+            model.tokenizer.decode(row)
+
+    with torch.inference_mode():
+        for _ in run_batches([len(prompt) for prompt in prompts], size, run):
+            pass
+
+
+def _generate(model: SteeredModel, ids: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    return model.model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    options = parser(__doc__ or "")
+    options.add_argument("--prompts", type=int, default=16)
+    options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--batch-size", type=int, default=16)
+    given = options.parse_args()
+    number, tokens, repetitions = given.prompts, given.tokens, given.repetitions
+    if given.quick:
+        number, tokens, repetitions = 4, 8, 3
+    model = load(given.shape, given.device)
+    model.model.requires_grad_(False)
+    if given.shape == "embedded":
+        rows = DatasetLoader().load_file("sentiment", "generation")
+        chat = ChatFormat(use_chat_template=True)
+        texts = [chat.text(model.tokenizer, row["input"]) for row in rows]
+        prompts = [chat.encode(model.tokenizer, texts[n % len(texts)]) for n in range(number)]
+    else:
+        prompts = [list(p.ids) for p in made_up_pairs(model, number)[0]]
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    step = EditLayer(model.depth // 2, Add(vector))
+    size = given.batch_size
+    runs = {
+        "loop": lambda: loop(model, prompts, step, tokens),
+        "steer": lambda: steered(model, prompts, step, tokens, size),
+        "floor": lambda: floor(model, prompts, tokens, size),
+    }
+    times = interleaved(runs, repetitions, model.device)
+    what = {"shape": given.shape, "prompts": number, "tokens": tokens, "batch_size": size}
+    ratios = {
+        "loop/steer": ratio(times["loop"], times["steer"]),
+        "steer/floor": ratio(times["steer"], times["floor"]),
+    }
+    report(what, times, ratios, given.json)
+
+
+if __name__ == "__main__":
+    main()
