@@ -11,7 +11,7 @@ from steer.applier import BaseVectorApplier
 from steer.models.interventions import opposite
 from steer.report import render
 
-SHOWN = 6
+SHOWN = 4
 
 
 def show(
