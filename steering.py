@@ -21,11 +21,13 @@ def main(cfg: DictConfig) -> None:
     # datasets = {"mine": [{"question": "...", "matching": "...", "not_matching": "..."}]}
     datasets = steer.prepare_train_datasets(cfg)
     generator.generate_vectors(datasets)
-    applier = steer.BaseVectorApplier(cfg, generator.model)
     for name in datasets:
+        # Each data set's vectors steer a run of their own; several of them do not share a folder.
+        below = "" if len(datasets) == 1 else f"/{name}"
+        place = {"generation_output_dir": f"{cfg.generation_output_dir}{below}"}
+        applier = steer.BaseVectorApplier({**cfg, **place}, generator.model)
         applier.apply_vectors(generator.vectors(name), generator.folds(name))
         show(applier, applier.generate(), generator.folders(name))
-        applier.model.reset_all()
 
 
 if __name__ == "__main__":
