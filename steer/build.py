@@ -1,23 +1,48 @@
-"""From YAML values to checked objects, and from names to rows of a table."""
+"""From YAML to checked objects, and from names to rows of a table."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from steer.files import find
 
 T = TypeVar("T")
 
+COMMAND_LINE = "command line"  # as the place that a value came from
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    dict: "a mapping",
+    list: "a list",
+    Any: "a value that YAML knows",
+}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
-def build(cls: type[T], values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> T:
+
+def build(
+    cls: type[T],
+    values: Mapping[str, Any],
+    origin: Mapping[str, str] | None = None,
+    source: str = "",
+) -> T:
     """Make the dataclass `cls` of `values`: names and types are checked against its fields.
 
     Args:
         cls: A dataclass whose field types OmegaConf knows.
         values: Field name -> value; OmegaConf converts where nothing is lost (`"1e-1"` to 0.1).
         origin: Where each value was read, for messages.
+        source: Where a value that is missing should have been, for messages.
 
     Raises:
         ValueError: An unknown key, a value of another type, a missing field, or what
@@ -25,30 +50,45 @@ def build(cls: type[T], values: Mapping[str, Any], origin: Mapping[str, str] | N
     """
     origin = origin or {}
     checked = {key: _checked(cls, key, value, origin) for key, value in values.items()}
-    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    required = [
+        f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
+    ]  # type: ignore[arg-type]
     for name in required:
         if name not in checked:
-            raise ValueError(f"{cls.__name__} needs the key {name!r}")
+            raise ValueError(f"{_prefix(source)}the key {name!r} is missing")
     try:
         return cls(**checked)
     except ValueError as error:
-        files = sorted({origin[key] for key in values if key in origin and key in str(error)})
-        raise ValueError(f"{', '.join(files)}: {error}" if files else str(error)) from error
+        named = [key for key in values if key in origin and re.search(rf"\b{key}\b", str(error))]
+        files = ", ".join(dict.fromkeys(origin[key] for key in named)) or source
+        raise ValueError(f"{_prefix(files)}{error}") from error
 
 
 def _checked(cls: type, key: str, value: object, origin: Mapping[str, str]) -> Any:
-    where = f"{origin[key]}: " if key in origin else ""
-    names = [f.name for f in fields(cls)]
-    if key not in names:
-        raise ValueError(f"{where}{unknown('key', key, names)}")
+    where = _prefix(origin.get(key, ""))
+    kinds = {f.name: f.type for f in fields(cls)}
+    if key not in kinds:
+        raise ValueError(f"{where}{unknown('key', key, kinds)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), {key: value})
         container = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        kind = next(str(f.type) for f in fields(cls) if f.name == key)
-        kind = kind.removeprefix("<class '").removesuffix("'>")
-        raise ValueError(f"{where}{key} must be {kind}: got {value!r}") from error
+        raise ValueError(f"{where}{key} must be {_kind(kinds[key])}: got {value!r}") from error
     return container[key]  # type: ignore[index,call-overload]
+
+
+def _prefix(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def _kind(wanted: Any) -> str:
+    """A type in words: `list[int] | None` is "a list of whole numbers or null"."""
+    if wanted in KINDS:
+        return KINDS[wanted]
+    outer, inner = get_origin(wanted), get_args(wanted)
+    if outer is list:
+        return f"a list of {PLURALS.get(inner[0], 'values')}"
+    return KINDS[dict] if outer is dict else " or ".join(_kind(one) for one in inner)
 
 
 def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -58,9 +98,54 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
     raise ValueError(unknown(kind, name, table))
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """The message for a name that is not among `allowed`, with the nearest one that is."""
+def unknown(kind: str, name: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The message for a name that is not among `allowed`, with the nearest one that is.
+
+    The nearest may be one of `also`: names that are allowed too, but too many to list.
+    """
     names = sorted(map(str, allowed))
-    close = difflib.get_close_matches(str(name), names, n=1)
+    close = difflib.get_close_matches(str(name), [*names, *map(str, also)], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (allowed: {', '.join(names)})"
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file, interpolations resolved.
+
+    Raises:
+        ValueError: Broken YAML, or not a mapping.
+        FileNotFoundError: No such file, here or in the project.
+    """
+    place = find(path, what)
+    if place.is_dir():
+        raise ValueError(f"{path} is a folder: give a {what}")
+    try:
+        return plain(OmegaConf.load(place), str(path))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
+
+
+def plain(config: Any, where: str) -> dict[str, Any]:
+    """An OmegaConf config or a mapping as a dict, interpolations resolved.
+
+    Raises:
+        ValueError: It is no mapping, or an interpolation leads nowhere.
+    """
+    try:
+        if OmegaConf.is_config(config):
+            config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {_one_line(error)}") from error
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{where} must hold a mapping of keys: got {type(config).__name__}")
+    return {str(key): value for key, value in config.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_batch_size(batch_size: str) -> None:
+    """Raise a ValueError unless it is `auto` or a whole number of 1 or more."""
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
+        raise ValueError(f"batch_size must be auto, or 1 or more: got {batch_size!r}")

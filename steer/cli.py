@@ -4,24 +4,52 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from steer.files import project_root
-from steer.secrets import RedactingFilter
+from steer.build import COMMAND_LINE, unknown
+from steer.files import find, project_root
+from steer.secrets import RedactingFormatter, is_secret_key, redacted
 
 log = logging.getLogger(__name__)
 
 EXPLAIN = "--explain-config"
 # Nothing but results is left behind: no run folder, no copy of the config, no log file.
-QUIET = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra/job_logging=none")
+QUIET = (
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra/job_logging=none",
+    "hydra/help=steer",
+)
 OTHER_NAMES = {"vector_applier": "vector_apply", "vector_generator": "vector_generate"}
-_SECRET = re.compile(r"^\+*(\w*(api_key|token|password|secret))=", re.IGNORECASE)
+# What a user can mend. Anything else is a fault of ours, and shown whole.
+USERS_MISTAKES = (
+    *(ValueError, OSError, RuntimeError, ImportError),
+    *(HydraException, OmegaConfBaseException),
+)
+INTERRUPTED = 130
+
+HELP = """\
+{purpose}
+Options: any key below as key=value, and
+    --explain-config      show where each value of the run comes from, and do nothing else
+    --config-name NAME    another file of that folder; --config-path FOLDER another folder
+    STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
+Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
+here too and then hold for every method: layers=[12] multipliers=[-2]
+
+{file}:
+
+{keys}"""
 
 
 def script(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -32,53 +60,119 @@ def script(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callabl
 
     def wrap(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run() -> None:
-            explain = EXPLAIN in sys.argv
-            sys.argv[1:] = _arguments(sys.argv[1:])
-            folder = str(project_root() / "hparams" / "Steer")
-            job = _guarded(_explain if explain else main)
-            hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(job)()
+            job = _job(_explain if EXPLAIN in sys.argv else main)
+            with_config = hydra.main(
+                version_base="1.3", config_path=str(_shipped()), config_name=config_name
+            )
+            # Errors come out of Hydra as they are: they are shown here.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            try:
+                sys.argv[1:] = _arguments(
+                    sys.argv[1:], config_name, main.__globals__["__doc__"] or ""
+                )
+                with_config(job)()
+            except (*USERS_MISTAKES, KeyboardInterrupt) as error:
+                _fail(error)
 
         return run
 
     return wrap
 
 
-def _arguments(given: list[str]) -> list[str]:
+def _shipped() -> Path:
+    return project_root() / "hparams" / "Steer"
+
+
+def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
     """Hydra's arguments: every plain override may add as well as change."""
-    arguments = []
-    for number, argument in enumerate(given):
-        if secret := _SECRET.match(argument):
-            sys.exit(f"error: {secret[1]}: keys and tokens come from the environment only")
-        if argument == EXPLAIN:
-            continue
-        if number and given[number - 1] in ("--config-name", "-cn"):
-            argument = OTHER_NAMES.get(argument, argument)
-        is_override = re.match(r"^\+?[\w.]+=", argument) and not argument.startswith("hydra.")
-        arguments.append("++" + argument.lstrip("+") if is_override else argument)
-    return [*arguments, *(q for q in QUIET if not any(a.startswith(q.split("=")[0]) for a in given))]
+    arguments: list[str] = []
+    chosen = {"--config-name": config_name, "--config-path": str(_shipped())}
+    words = iter([word for argument in given for word in _option_and_value(argument)])
+    for word in words:
+        name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
+        override = re.match(r"\+?([\w.]+)=", word)
+        if name in chosen:
+            chosen[name] = next(words, "")
+        elif override and is_secret_key(override[1].split(".")[-1]):
+            raise ValueError(f"{override[1]}: keys and tokens come from the environment only")
+        elif override and not override[1].startswith("hydra."):
+            arguments.append("++" + word.lstrip("+"))
+        elif word != EXPLAIN:
+            arguments.append(word)
+    folder = find(chosen["--config-path"], "config folder").resolve()
+    name = _config_file(chosen["--config-name"], folder)
+    ConfigStore.instance().store("steer", {"template": _help(purpose, folder / name)}, "hydra/help")
+    arguments += [q for q in QUIET if not any(a.startswith(q.split("=")[0]) for a in given)]
+    return [*arguments, "--config-path", str(folder), "--config-name", name.removesuffix(".yaml")]
 
 
-def _guarded(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def _option_and_value(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config") else [argument]
+
+
+def _config_file(name: str, folder: Path) -> str:
+    """The name of the file in `folder` that a user means."""
+    name = name.removesuffix(".yaml")
+    there = {path.stem for path in folder.glob("*.yaml")}
+    name = name if name in there else OTHER_NAMES.get(name, name)
+    if name not in there and not (folder / f"{name}.yaml").is_file():
+        raise ValueError(f"{folder}: {unknown('config', name, there)}")
+    return f"{name}.yaml"
+
+
+def _help(purpose: str, file: Path) -> str:
+    """The template of --help: what Hydra and OmegaConf would replace in it stays as it is."""
+    keys = file.read_text(encoding="utf-8")
+    text = HELP.format(purpose=purpose, file=_short(file), keys=keys)
+    return text.replace("$", "$$").replace("${", "\\${")
+
+
+def _short(file: Path) -> str:
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+def _job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     def job(cfg: DictConfig) -> None:
         _start_logging()
         with open_dict(cfg):
             cfg["origin_of"] = _origins(cfg)
         try:
             main(cfg)
-        except KeyboardInterrupt:
-            sys.exit("interrupted: finished items are kept; resume=true goes on from them")
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            if os.environ.get("STEER_TRACEBACK"):
-                raise
-            sys.exit(f"error: {error}")
+        except (*USERS_MISTAKES, KeyboardInterrupt) as error:
+            _fail(error)
 
     return job
 
 
+def _fail(error: BaseException) -> NoReturn:
+    """End with one line on stderr, or the whole traceback where asked for."""
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted: finished answers and vectors are kept; resume=true goes on from them")
+        sys.exit(INTERRUPTED)
+    if os.environ.get("STEER_TRACEBACK"):
+        _say("".join(traceback.format_exception(error)))
+    else:
+        _say(f"error: {' '.join(_message(error).split())}")
+    sys.exit(1)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the argument {error.override!r}: write key=value, a list as key=[1,2], "
+            "and text with commas or brackets in quotes within quotes, key=\"'a, b'\""
+        )
+    return str(error) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(redacted(text).rstrip() + "\n")
+
+
 def _start_logging() -> None:
     handler = logging.StreamHandler()
-    handler.addFilter(RedactingFilter())
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -86,11 +180,12 @@ def _start_logging() -> None:
 def _origins(cfg: DictConfig) -> dict[str, str]:
     state = HydraConfig.get()
     sources = [s.path for s in state.runtime.config_sources if s.provider == "main"]
-    file = str(Path(sources[0], f"{state.job.config_name}.yaml"))
-    relative = os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
-    origins = {str(key): relative for key in cfg}
-    overridden = [override.lstrip("+~").split("=")[0] for override in state.overrides.task]
-    return origins | {name.split(".")[0]: "command line" for name in overridden}
+    file = _short(Path(sources[0], f"{state.job.config_name}.yaml"))
+    origins = {str(key): file for key in cfg}
+    for override in state.overrides.task:
+        key, *inner = override.lstrip("+~").split("=")[0].split(".")
+        origins[key] = f"{file} and {COMMAND_LINE}" if inner and key in origins else COMMAND_LINE
+    return origins
 
 
 def _explain(cfg: DictConfig) -> None:
@@ -100,11 +195,13 @@ def _explain(cfg: DictConfig) -> None:
 
     from steer.settings import Run
 
-    table = Table("key", "value", "comes from", title="Settings of this run")
+    table = Table(title="Settings of this run")
+    for header in ("key", "value", "comes from"):
+        table.add_column(header, overflow="fold")
     listed: set[str] = set()
     for phase in ("generate", "apply"):
         run = Run.of(cfg, phase)
-        values: dict[str, Any] = run.as_dict()
+        values: dict[str, Any] = redacted(run.as_dict())
         methods = values.pop("methods")
         flat = values | {f"{m}.{k}": v for m, half in methods.items() for k, v in half.items()}
         for key, origin in run.origin.items():
@@ -113,4 +210,3 @@ def _explain(cfg: DictConfig) -> None:
                 listed.add(shown)
                 table.add_row(shown, str(flat[key]), origin)
     Console().print(table)
-

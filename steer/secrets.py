@@ -3,10 +3,12 @@
 import logging
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_VARIABLES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_KEYS = re.compile(r"(^|_)(api_?key|token|password|passwd|secret)$", re.IGNORECASE)
 # Shorter values would blank out ordinary words.
 _SHORTEST = 8
 
@@ -24,15 +26,30 @@ def redacted(value: Any) -> Any:
     return value
 
 
-class RedactingFilter(logging.Filter):
-    """Takes secrets out of what a logging handler writes."""
+def refuse_secrets(values: Mapping[str, Any], where: str) -> None:
+    """Raise a ValueError where a key is one of a secret and has a value, at any depth."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            refuse_secrets(value, f"{where}: {key}")
+        elif isinstance(value, str) and value and is_secret_key(str(key)):
+            raise ValueError(
+                f"{where}: {key}: keys and tokens come from the environment only; remove it"
+            )
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keep every record, without secrets."""
-        record.msg, record.args = redacted(record.getMessage()), None
-        return True
+
+def is_secret_key(key: str) -> bool:
+    """Whether what stands under this key is a secret: `api_key`, `hf_token` and the like."""
+    return bool(_KEYS.search(key))
+
+
+class RedactingFormatter(logging.Formatter):
+    """Takes secrets out of what a logging handler writes, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The formatted record, without secrets."""
+        return redacted(super().format(record))
 
 
 def _secrets() -> list[str]:
-    found = [v for k, v in os.environ.items() if _NAMES.search(k) and len(v) >= _SHORTEST]
+    found = [v for k, v in os.environ.items() if _VARIABLES.search(k) and len(v) >= _SHORTEST]
     return sorted(found, key=len, reverse=True)

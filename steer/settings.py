@@ -4,33 +4,29 @@ Where a key is given more than once, the first of these holds: command line, top
 phase's section of the method file (`generate:` or `apply:`), the rest of the method file, default.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from steer.build import build, pick, unknown
-from steer.files import find
-from steer.methods import LATER, METHODS_CLASS_DICT
+from steer.build import COMMAND_LINE, build, check_batch_size, pick, plain, read_yaml, unknown
+from steer.method_files import ALIASES, WITHOUT_EFFECT, MethodFile, field_names, respelled
+from steer.methods import METHODS_CLASS_DICT
 from steer.models import ChatFormat
 from steer.models.load import ModelSource
+from steer.secrets import refuse_secrets
 
-# Other spellings in use -> ours.
-ALIASES = {
-    "steer_vector_output_dir": "steer_vector_output_dirs",
-    "steer_vector_load_dirs": "steer_vector_load_dir",
-    "torch_dtype": "dtype",
-}
-METHOD_ALIASES = {"desities": "densities", "concepts_id": "concept_id"}
-# Keys of EasyEdit2's files that nothing here depends on.
-WITHOUT_EFFECT = ("save_activations", "use_cache", "max_length")
-PHASES = {"generate": "train", "apply": "apply"}
 REPORTS = ("off", "basic", "full")
-SECRETS = ("api_key", "token", "hf_token", "openai_api_key", "np_api_key", "password")
+LISTS = (
+    "steer_train_hparam_paths",
+    "steer_train_dataset",
+    "steer_vector_output_dirs",
+    "apply_steer_hparam_paths",
+    "steer_vector_load_dir",
+    "generation_data",
+)
+PATHS = {"generate": "steer_train_hparam_paths", "apply": "apply_steer_hparam_paths"}
 
 
 @dataclass(kw_only=True)
@@ -59,13 +55,13 @@ class Settings(ModelSource, ChatFormat):
 
     seed: int = 42
     batch_size: str = "auto"
-    steer_train_hparam_paths: Any = None
-    steer_train_dataset: Any = None
-    steer_vector_output_dirs: Any = None
+    steer_train_hparam_paths: list[str] = field(default_factory=list)
+    steer_train_dataset: list[str] = field(default_factory=list)
+    steer_vector_output_dirs: list[str] = field(default_factory=list)
     save_vectors: bool = True
-    apply_steer_hparam_paths: Any = None
-    steer_vector_load_dir: Any = None
-    generation_data: Any = None
+    apply_steer_hparam_paths: list[str] = field(default_factory=list)
+    steer_vector_load_dir: list[str | None] = field(default_factory=list)
+    generation_data: list[str] = field(default_factory=list)
     generation_data_size: int | None = None
     generation_output_dir: str | None = None
     num_responses: int = 1
@@ -77,14 +73,14 @@ class Settings(ModelSource, ChatFormat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in LISTS:
-            value = getattr(self, name)
-            setattr(self, name, [value] if isinstance(value, str) else list(value or []))
+        if self.report == "False":  # what YAML makes of a bare `off`
+            self.report = "off"
         pick("report", self.report, dict.fromkeys(REPORTS))
+        check_batch_size(self.batch_size)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be 0 or more and below 2**32: got {self.seed}")
         if self.num_responses < 1:
             raise ValueError(f"num_responses must be 1 or more: got {self.num_responses}")
-        if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size)):
-            raise ValueError(f"batch_size must be auto or 1 and more: got {self.batch_size!r}")
         if self.vllm_enable:
             raise ValueError("vllm_enable: vLLM is not supported yet; set vllm_enable: false")
 
@@ -99,14 +95,8 @@ class Settings(ModelSource, ChatFormat):
         return ChatFormat(**{f.name: getattr(self, f.name) for f in fields(ChatFormat)})
 
 
-LISTS = (
-    "steer_train_hparam_paths",
-    "steer_train_dataset",
-    "steer_vector_output_dirs",
-    "apply_steer_hparam_paths",
-    "steer_vector_load_dir",
-    "generation_data",
-)
+# What a method file may say for the top level. The value of a list depends on all method files.
+LENDABLE = field_names(Settings) - set(LISTS) | {"steer_train_dataset"}
 
 
 @dataclass
@@ -152,35 +142,33 @@ class Run:
             FileNotFoundError: A file that is named is not there.
         """
         top, origin = _top_level(cfg)
-        paths = top.get(f"{'steer_train' if phase == 'generate' else 'apply_steer'}_hparam_paths")
-        files = [_MethodFile.read(p, phase) for p in ([paths] if isinstance(paths, str) else paths or [])]
-        lent: dict[str, str] = {}
-        for file in files:
-            file.lend(top, origin, lent)
-        _check_top_keys(top, origin)
-        known = {f.name for f in fields(Settings)}
+        files = [MethodFile.read(path, phase, LENDABLE) for path in top.get(PATHS[phase], [])]
+        _lend(files, top, origin)
+        known = field_names(Settings)
         settings = build(Settings, {k: v for k, v in top.items() if k in known}, origin)
-        run = cls(settings, {}, {f.name: origin.get(f.name, "default") for f in fields(Settings)})
+        run = cls(settings, {}, {name: origin.get(name, "default") for name in sorted(known)})
         for number, file in enumerate(files):
             run._add(file, number, top, origin)
+        if phase == "generate" and settings.save_vectors:
+            _refuse_shared_folder(run.methods)
         return run
 
-    def _add(self, file: "_MethodFile", number: int, top: dict[str, Any], origin: dict[str, str]) -> None:
-        names = {f.name for f in fields(file.half)}
-        here = {k: origin[k] for k in top if k in names}
-        values = file.values | {k: top[k] for k in here}
+    def _add(
+        self, file: MethodFile, number: int, top: dict[str, Any], origin: dict[str, str]
+    ) -> None:
+        names = field_names(file.half)
+        given = {k: v for k, v in top.items() if k in names and k not in LISTS}
+        folders = self.settings.steer_vector_load_dir
+        if "steer_vector_load_dir" in names and _nth(folders, number) is not None:
+            given["steer_vector_load_dir"] = _nth(folders, number)
+        sources = {k: file.path for k in file.values} | {k: origin[k] for k in given}
+        half = build(file.half, file.values | given, sources, file.path)
+        output = _nth(self.settings.steer_vector_output_dirs, number) or file.output_dir
         key = _free_key(file.name, self.methods)
-        settings, phase = self.settings, file.phase
-        if phase == "apply" and "steer_vector_load_dir" in names and settings.steer_vector_load_dir:
-            values["steer_vector_load_dir"] = _nth(settings.steer_vector_load_dir, number)
-        sources = {k: file.path for k in file.values} | here
-        half = build(file.half, values, sources)
-        output = None
-        if phase == "generate":
-            output = _nth(settings.steer_vector_output_dirs or [file.output_dir], number)
-        self.methods[key] = MethodSettings(file.name, half, output)
+        self.methods[key] = MethodSettings(
+            file.name, half, output if file.phase == "generate" else None
+        )
         self.origin |= {f"{key}.{name}": sources.get(name, "default") for name in sorted(names)}
-        _refuse_shared_folder(self.methods, phase)
 
     def as_dict(self) -> dict[str, Any]:
         """All values, for a saved config or a fingerprint."""
@@ -188,133 +176,69 @@ class Run:
         return {**asdict(self.settings), "methods": methods}
 
 
-@dataclass
-class _MethodFile:
-    path: str
-    phase: str
-    name: str
-    half: type
-    values: dict[str, Any]
-    base: dict[str, Any]
-    output_dir: str | None
+def _top_level(cfg: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Its values under our names, lists as lists, and where each came from."""
+    if isinstance(cfg, str | Path):
+        raw, label = read_yaml(cfg, "config"), str(cfg)
+    else:
+        raw, label = plain(cfg, "config"), "config"
+    places = raw.pop("origin_of", {})
+    for key, value in raw.items():
+        refuse_secrets({key: value}, places.get(key, label))
+    top = respelled(raw, label, places)
+    origin = {ALIASES.get(k, k): places.get(k, label) for k in raw}
+    origin |= {ALIASES.get(k, k): place for k, place in places.items() if place == COMMAND_LINE}
+    # A key of either phase may stand in a config that serves both.
+    halves = [half for row in METHODS_CLASS_DICT.values() for half in row.values()]
+    allowed = field_names(Settings).union(WITHOUT_EFFECT, *(field_names(h) for h in halves))  # type: ignore[arg-type]
+    for key in top:
+        if key not in allowed:
+            raise ValueError(f"{origin[key]}: {unknown('key', key, allowed)}")
+    return {k: _listed(k, v, origin[k]) if k in LISTS else v for k, v in top.items()}, origin
 
-    @classmethod
-    def read(cls, path: str, phase: str) -> "_MethodFile":
-        raw = read_yaml(path, "method file")
-        name = raw.get("alg_name")
-        if not isinstance(name, str):
-            raise ValueError(f"{path}: alg_name is missing; it names the method, e.g. alg_name: caa")
-        half = _half(path, name, phase)
-        merged = "generate" in raw or "apply" in raw
-        sections = {p: _section(path, raw, p) for p in PHASES}
-        shared = {k: v for k, v in raw.items() if k not in ("alg_name", *PHASES)}
-        names = {f.name for f in fields(half)}
-        both = names | {f.name for row in METHODS_CLASS_DICT[name].values() for f in fields(row)}  # type: ignore[arg-type]
-        for keys, allowed in ((shared, both if merged else names), (sections[phase], names)):
-            for key in keys:
-                if METHOD_ALIASES.get(key, key) not in allowed | BASE_KEYS:
-                    raise ValueError(f"{path}: {unknown(f'key of {name} ({phase})', key, allowed)}")
-        values = {METHOD_ALIASES.get(k, k): v for k, v in (shared | sections[phase]).items()}
-        own = {k: v for k, v in values.items() if k in names}
-        base = {ALIASES.get(k, k): v for k, v in values.items() if k in BASE_KEYS and k not in names}
-        return cls(str(path), phase, name, half, own, base, base.pop("steer_vector_output_dirs", None))
 
-    def lend(self, top: dict[str, Any], origin: dict[str, str], lent: dict[str, str]) -> None:
-        """Give the top level what it leaves open: the model, its dtype, a seed and the like."""
-        for key, value in self.base.items():
+def _listed(key: str, value: Any, where: str) -> list[Any]:
+    values = [value] if isinstance(value, str | Path) else [] if value is None else value
+    allowed = str | Path | None if key == "steer_vector_load_dir" else str | Path
+    if not isinstance(values, list | tuple) or not all(isinstance(one, allowed) for one in values):
+        raise ValueError(f"{where}: {key} must be a name or path, or a list of them: got {value!r}")
+    return [None if one is None else str(one) for one in values]
+
+
+def _lend(files: list[MethodFile], top: dict[str, Any], origin: dict[str, str]) -> None:
+    """Give the top level what it leaves open: the model, its dtype, a seed and the like."""
+    lender: dict[str, str] = {}
+    for file in files:
+        for key, value in file.lent.items():
+            given = _listed(key, value, file.path) if key in LISTS else value
             if key not in top:
-                top[key], origin[key], lent[key] = value, self.path, self.path
-            elif key in lent and top[key] != value:
+                top[key], origin[key], lender[key] = given, file.path, file.path
+            elif key in lender and top[key] != given:
                 raise ValueError(
-                    f"{self.path}: {key} is {value!r}, but {top[key]!r} in {lent[key]}: "
+                    f"{file.path}: {key} is {value!r}, but {top[key]!r} in {lender[key]}: "
                     "give it at the top level"
                 )
 
 
-BASE_KEYS = (
-    {f.name for f in fields(Settings)} | set(ALIASES) | set(WITHOUT_EFFECT)
-) - set(LISTS)  # fmt: skip
-
-
-def _half(path: str, name: str, phase: str) -> type:
-    if name in LATER:
-        raise ValueError(f"{path}: {LATER[name]} ({name}) is not supported yet")
-    row = pick("method", name, METHODS_CLASS_DICT)
-    if PHASES[phase] not in row:
-        raise ValueError(f"{path}: vectors of {name} cannot be generated yet, only applied")
-    return row[PHASES[phase]]  # type: ignore[literal-required]
-
-
-def _section(path: str, raw: Mapping[str, Any], phase: str) -> dict[str, Any]:
-    section = raw.get(phase)
-    if section is not None and not isinstance(section, dict):
-        raise ValueError(f"{path}: {phase} must be a mapping: got {type(section).__name__}")
-    return section or {}
-
-
-def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: Broken YAML, or not a mapping.
-        FileNotFoundError: No such file, here or in the project.
-    """
-    place = find(path, what)
-    try:
-        value = OmegaConf.to_container(OmegaConf.load(place), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a mapping: got {type(value).__name__}")
-    return {str(key): item for key, item in value.items()}
-
-
-def _top_level(cfg: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    if isinstance(cfg, str | Path):
-        raw, label = read_yaml(cfg, "config"), str(cfg)
-    else:
-        label = "config"
-        resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
-        raw = {str(k): v for k, v in resolved.items()}
-    places: dict[str, str] = raw.pop("origin_of", {})
-    top: dict[str, Any] = {}
-    for key, value in raw.items():
-        name = ALIASES.get(key, key)
-        if key.lower() in SECRETS:
-            raise ValueError(f"{key}: keys and tokens come from the environment only; remove it")
-        if name in top and top[name] != value:
-            raise ValueError(f"{name} is given twice, as {key} too: {top[name]!r} and {value!r}")
-        top[name] = value
-    return top, {ALIASES.get(k, k): places.get(k, label) for k in raw}
-
-
-def _check_top_keys(top: dict[str, Any], origin: Mapping[str, str]) -> None:
-    methods = {f.name for row in METHODS_CLASS_DICT.values() for h in row.values() for f in fields(h)}  # type: ignore[arg-type]
-    # A key of either phase may stand in a config that serves both.
-    allowed = {f.name for f in fields(Settings)} | methods | set(WITHOUT_EFFECT)
-    for key in top:
-        if key not in allowed and not key.startswith("vllm_"):
-            raise ValueError(f"{origin[key]}: {unknown('key', key, allowed)}")
-
-
-def _free_key(name: str, taken: Mapping[str, Any]) -> str:
+def _free_key(name: str, taken: Mapping[str, MethodSettings]) -> str:
     number = 1 + sum(method.name == name for method in taken.values())
     return name if number == 1 else f"{name}_{number}"
 
 
 def _nth(values: list[Any], number: int) -> Any:
-    return values[number] if number < len(values) else values[0]
+    """The value of a method file; where there are fewer values than files, the first serves."""
+    return values[number] if number < len(values) else next(iter(values), None)
 
 
-def _refuse_shared_folder(methods: Mapping[str, MethodSettings], phase: str) -> None:
-    if phase != "generate":
-        return
-    seen: dict[tuple[str | None, str], str] = {}
+def _refuse_shared_folder(methods: Mapping[str, MethodSettings]) -> None:
+    seen: dict[str, str] = {}
     for key, method in methods.items():
-        place = (method.output_dir, method.half.folder)
-        if place in seen and method.output_dir is not None:
+        if method.output_dir is None:
+            continue
+        place = os.path.normpath(Path(method.output_dir, "<data set>", method.half.folder))
+        if place in seen:
             raise ValueError(
-                f"{seen[place]} and {key} would both write {place[1]} below {place[0]}: give "
-                "each an entry of its own in steer_vector_output_dirs"
+                f"{seen[place]} and {key} would both write {place}: give each an entry of its own "
+                "in steer_vector_output_dirs"
             )
         seen[place] = key

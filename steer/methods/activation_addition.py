@@ -1,5 +1,6 @@
 """Apply vectors by adding them to block outputs: shared by CAA, STA, SAE features, vector prompts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,9 +51,17 @@ class AddVectors:
                 f"layers and multipliers go in pairs: got {len(self.layers)} layers "
                 f"{self.layers} and {len(self.multipliers)} multipliers {self.multipliers}"
             )
+        if not self.layers:
+            raise ValueError("layers is empty: name the decoder blocks to steer, e.g. layers: [12]")
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers must differ: got {self.layers}")
+        if not all(map(math.isfinite, self.multipliers)):
+            raise ValueError(f"multipliers must be finite numbers: got {self.multipliers}")
         pick("positions", self.positions, POSITIONS)
+        if self.steer_from_end_position and self.positions not in ("all", "from_prompt_end"):
+            raise ValueError(
+                f"steer_from_end_position: true and positions: {self.positions} exclude each other"
+            )
 
     def names(self) -> list[str]:
         """The name of each layer's vector, in memory and, with `.pt`, on disk."""
@@ -75,7 +84,9 @@ class AddVectors:
             self.steer_vector_load_dir, self.names(), model=facts, allow_mismatch=allowed
         )
 
-    def interventions(self, model: SteeredModel, vectors: Mapping[str, Tensor]) -> list[Intervention]:
+    def interventions(
+        self, model: SteeredModel, vectors: Mapping[str, Tensor]
+    ) -> list[Intervention]:
         """One `EditLayer` for each of `layers`.
 
         Raises:
@@ -88,6 +99,12 @@ class AddVectors:
             raise ValueError(
                 f"no vectors {missing}: there are {sorted(vectors)}; generate those layers first"
             )
+        for name in self.names():
+            if list(vectors[name].shape) != [model.d_model]:
+                raise ValueError(
+                    f"vector {name} does not fit: its shape is {list(vectors[name].shape)}, the "
+                    f"model is {model.d_model} wide"
+                )
         where = self._where()
         return [
             EditLayer(layer, Add(vectors[name], multiplier), where)
@@ -133,7 +150,9 @@ class AddMergedVectors(AddVectors):
         """The name of each layer's vector."""
         return [f"layer_{layer}_merged_vector" for layer in self.layers]
 
-    def interventions(self, model: SteeredModel, vectors: Mapping[str, Tensor]) -> list[Intervention]:
+    def interventions(
+        self, model: SteeredModel, vectors: Mapping[str, Tensor]
+    ) -> list[Intervention]:
         """One `EditLayer` for each of `layers`; EasyEdit2's short names in memory are taken too."""
         short = {f"{name}_merged_vector": vector for name, vector in vectors.items()}
         return super().interventions(model, {**short, **vectors})

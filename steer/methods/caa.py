@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steer.activations import Contrast, Passage, contrast
-from steer.datasets import Row, answer_of
+from steer.build import check_batch_size
+from steer.datasets import Row, answer_of, question_of
 from steer.methods.base import Trained
 from steer.models import ChatFormat, SteeredModel
 
@@ -28,6 +29,11 @@ class TrainCAA(ChatFormat):
     layers: list[int] | None = None
     multiple_choice: bool = False
     batch_size: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers must differ: got {self.layers}")
 
     @property
     def folder(self) -> str:
@@ -56,7 +62,7 @@ class TrainCAA(ChatFormat):
 
     def passages(self, model: SteeredModel, row: Row, number: int) -> tuple[Passage, Passage]:
         """The two sides of row `number`, counted from 1, as tokens, and what is read of them."""
-        question = self.text(model.tokenizer, str(row.get("question") or ""))
+        question = self.text(model.tokenizer, question_of(row, number))
         start = len(self.encode(model.tokenizer, question))
         joint = "\nAnswer: " if self.multiple_choice else " "
         sides = []

@@ -39,7 +39,9 @@ class Answer:
 
 def auto_batch_size(batch_size: int | str, device: torch.device) -> int:
     """`batch_size`, or for `auto` one that suits the device; memory may still halve it."""
-    return AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"]) if batch_size == "auto" else int(batch_size)
+    return (
+        AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"]) if batch_size == "auto" else int(batch_size)
+    )
 
 
 def generate_batches(
@@ -66,8 +68,6 @@ def generate_batches(
     """
     config = generation_config(model.model.generation_config, params)
     _warn_of_unused(config, params)
-    if config.num_return_sequences not in (None, 1):
-        raise ValueError("num_return_sequences is not supported: use num_responses")
     steps = model.interventions() if interventions is None else interventions
     seeds = [(row,) for row in range(len(prompts))] if seeds is None else seeds
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -87,19 +88,28 @@ class ModelSource:
         options |= {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
         try:
             config = AutoConfig.from_pretrained(place, **options)
-            _refuse_encoder_decoder(self.model_name_or_path, config)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(place, error) from error
+        _refuse_encoder_decoder(self.model_name_or_path, config)
+        try:
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             model = AutoModelForCausalLM.from_pretrained(place, **options, **self._weights())
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"no model {self.model_name_or_path!r}: not {EMBEDDED!r}, not a folder or .gguf "
-                f"file here, and not to be had from the Hugging Face Hub ({reason}); a gated "
-                "model needs HF_TOKEN in the environment"
-            ) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self._unreadable(place, error) from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return model.eval().requires_grad_(False), tokenizer
+
+    def _unreadable(self, place: Path | str, error: Exception) -> ValueError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name = self.model_name_or_path
+        if Path(place).exists():
+            return ValueError(f"no model can be read from {name!r}: {reason}")
+        return ValueError(
+            f"no model {name!r}: not {EMBEDDED!r}, not a folder or .gguf file here, and not to be "
+            f"had from the Hugging Face Hub ({reason}); a gated model needs HF_TOKEN in the "
+            "environment"
+        )
 
     def _place(self) -> tuple[Path | str, dict[str, Any]]:
         name = self.model_name_or_path

@@ -32,6 +32,22 @@ WARPERS: dict[str, tuple[type[LogitsProcessor], float]] = {
     "epsilon_cutoff": (EpsilonLogitsWarper, 0.0),
     "eta_cutoff": (EtaLogitsWarper, 0.0),
 }
+FLAG = "true or false"
+# transformers itself checks whether a number is in range, but trusts that it is one.
+VALUES: tuple[tuple[str, tuple[type, ...], tuple[str, ...]], ...] = (
+    (FLAG, (bool,), ("do_sample", "use_cache")),
+    (
+        "a whole number",
+        (int,),
+        ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "num_beams", "top_k"),
+    ),
+    (
+        "a number",
+        (int, float),
+        ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty"),
+    ),
+    ("text or a list of texts", (str, list, tuple), ("stop_strings",)),
+)
 # What transformers uses where neither the user nor the model's own file says anything.
 DEFAULT_TOP_K = 50
 
@@ -40,12 +56,20 @@ def generation_config(base: GenerationConfig | None, params: dict[str, Any]) -> 
     """The model's own generation settings with `params` over them.
 
     Raises:
-        ValueError: A parameter that `transformers`' `generate` does not have.
+        ValueError: A parameter that `transformers`' `generate` does not have, or a value that it
+            would not understand.
     """
     config = deepcopy(base) if base is not None else GenerationConfig()
-    for name in params:
-        if name not in GenerationConfig().to_dict() and not hasattr(config, name):
-            raise ValueError(unknown("generation parameter", name, GenerationConfig().to_dict()))
+    allowed = GenerationConfig().to_dict() | config.to_dict()
+    for name, value in params.items():
+        if name not in allowed:
+            raise ValueError(unknown("generation parameter", name, allowed))
+        kind, kinds = next(((k, t) for k, t, names in VALUES if name in names), ("", (object,)))
+        # True is 1 to Python, but here it is a mistake.
+        if value is not None and (not isinstance(value, kinds) or (value is True and kind != FLAG)):
+            raise ValueError(f"generation parameter {name} must be {kind}: got {value!r}")
+    if params.get("num_return_sequences") not in (None, 1):
+        raise ValueError("num_return_sequences is not supported: use num_responses")
     config.update(**params)
     return config
 
