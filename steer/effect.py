@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from steer.datasets import Row, answer_of
+from steer.datasets import Row, answer_of, question_of
 from steer.likelihood import AnswerScorer, answer_log_probs, last_logits
 from steer.models import Add, Answer, ChatFormat, EditLayer, Intervention, SteeredModel
 from steer.models.batching import run_batches
@@ -55,7 +55,7 @@ def pairs_of(model: SteeredModel, rows: Sequence[Row], chat: ChatFormat) -> list
 
 
 def _pair(model: SteeredModel, row: Row, number: int, chat: ChatFormat) -> Pair:
-    question = chat.text(model.tokenizer, str(row.get("question") or ""))
+    question = chat.text(model.tokenizer, question_of(row, number))
     start = max(len(chat.encode(model.tokenizer, question)), 1)
     sides = [
         chat.encode(model.tokenizer, f"{question} {answer_of(row, key, number)}")
@@ -80,7 +80,9 @@ def measure_effect(
         controls: Random vectors of equal norm to compare with; none where a group's
             interventions add no vector.
     """
-    addable = all(isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s)
+    addable = all(
+        isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s
+    )
     seeds = range(controls if addable else 0)
     scorers = [_scorer(model, pairs) for pairs, _ in groups]
     with tqdm(total=2 + len(seeds), desc="measuring the effect", unit="pass") as bar:

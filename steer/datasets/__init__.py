@@ -7,14 +7,16 @@ from steer.datasets.loading import (
     prepare_train_dataset,
     prepare_train_datasets,
 )
-from steer.datasets.rows import answer_of, input_of
+from steer.datasets.rows import answer_of, input_of, named_rows, question_of
 
 __all__ = [
     "DatasetLoader",
     "Row",
     "answer_of",
     "input_of",
+    "named_rows",
     "prepare_generation_datasets",
     "prepare_train_dataset",
     "prepare_train_datasets",
+    "question_of",
 ]

@@ -1,18 +1,37 @@
 """Data sets by name: `hparams/Steer/dataset_format.yaml` says where each is and what its fields are."""
 
-import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from steer.build import pick
+from steer.build import build, pick, read_yaml
+from steer.datasets.reading import read_rows
 from steer.datasets.rows import Row
-from steer.files import find, read_json
+from steer.files import find
 
 FORMATS = "hparams/Steer/dataset_format.yaml"
+
+
+@dataclass(kw_only=True)
+class Format:
+    """An entry of the format file.
+
+    Attributes:
+        file_path: A .jsonl, .json, .csv, .tsv or .parquet file.
+        field_names: The name that methods use -> the file's own; the file's own names where empty.
+        hf_path: Of a data set on the Hub; not supported yet.
+    """
+
+    file_path: str | None = None
+    field_names: dict[str, str] = field(default_factory=dict)
+    hf_path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.hf_path is not None:
+            raise ValueError("hf_path: data on the Hub is not supported yet; give file_path")
+        if self.file_path is None:
+            raise ValueError("the key 'file_path' is missing")
 
 
 class DatasetLoader:
@@ -23,8 +42,11 @@ class DatasetLoader:
     """
 
     def __init__(self, config_path: str = FORMATS) -> None:
-        path = find(config_path, "data set format file")
-        self.formats: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+        self.path = config_path
+        self.formats: dict[str, dict[str, Any]] = {
+            split: entries or {}
+            for split, entries in read_yaml(config_path, "data set format file").items()
+        }
 
     def load_file(self, dataset_name: str, split: str) -> list[Row]:
         """Rows of `dataset_name`, their fields renamed to the standard names.
@@ -37,15 +59,22 @@ class DatasetLoader:
             ValueError: An unknown name or split, or a broken file; the message names the row.
             FileNotFoundError: The file is not there.
         """
-        entries = pick("split", split, self.formats)
-        entry = pick(f"{split} data set", dataset_name, entries)
-        path = find(entry["file_path"], f"data for {dataset_name!r}")
-        names: dict[str, str] = entry.get("field_names") or {}
+        where = f"{self.path}: {split}"
+        entries = pick(f"split of {self.path}", split, self.formats)
+        if not isinstance(entries, Mapping):
+            raise ValueError(f"{where} must be a mapping of data sets: got {entries!r}")
+        entry = pick(f"{split} data set of {self.path}", dataset_name, entries)
+        where = f"{where}: {dataset_name}"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where} must be a mapping with file_path: got {entry!r}")
+        form = build(Format, entry, dict.fromkeys(entry, where), where)
+        path = find(form.file_path or "", f"data for {dataset_name!r} ({split})")
+        names = form.field_names
         return [_renamed(row, names, path, n) for n, row in enumerate(read_rows(path), start=1)]
 
     def has(self, dataset_name: str, split: str) -> bool:
         """Whether the format file has that data set in that split."""
-        return dataset_name in (self.formats.get(split) or {})
+        return dataset_name in self.formats.get(split, {})
 
 
 def _renamed(row: Row, names: Mapping[str, str], path: Path, number: int) -> Row:
@@ -53,100 +82,37 @@ def _renamed(row: Row, names: Mapping[str, str], path: Path, number: int) -> Row
         return row
     missing = [theirs for theirs in names.values() if theirs not in row]
     if missing:
-        raise ValueError(f"{path} row {number} has no {missing}: it has {list(row)}")
+        raise ValueError(
+            f"{path} row {number} has no {', '.join(map(repr, missing))}: it has "
+            f"{', '.join(map(repr, row)) or 'nothing'} (field_names in {FORMATS} says what is read)"
+        )
     return {ours: row[theirs] for ours, theirs in names.items()}
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file.
+def prepare_train_dataset(cfg: Mapping[str, Any] | str | Path) -> dict[str, list[Row]]:
+    """The rows of each data set that `cfg.steer_train_dataset` names, by name.
 
-    Raises:
-        ValueError: Another ending, or a row that is not one; the message names file and row.
+    Args:
+        cfg: The top-level config: from Hydra, a mapping, or a path to a YAML file.
     """
-    path = Path(path)
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: cannot read {path.suffix!r} files (allowed: {', '.join(READERS)})")
-    try:
-        rows = READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
-
-
-def _json_lines(path: Path) -> list[Row]:
-    rows: list[Row] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is not valid JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number} must be an object: got {type(row).__name__}")
-            rows.append(row)
-    return rows
-
-
-def _json(path: Path) -> list[Row]:
-    value = read_json(path)
-    rows = [value] if isinstance(value, dict) else value
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must hold a list of objects")
-    return rows
-
-
-def _separated(separator: str) -> Callable[[Path], list[Row]]:
-    def read(path: Path) -> list[Row]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=separator, strict=True)
-            try:
-                rows = list(reader)
-            except csv.Error as error:
-                raise ValueError(f"{path} line {reader.line_num} is broken: {error}") from error
-        for number, row in enumerate(rows, start=1):
-            if None in row or None in row.values():
-                raise ValueError(f"{path} row {number} does not have the header's number of fields")
-        return rows  # type: ignore[return-value]
-
-    return read
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pandas as pd  # slow to import, and seldom needed
-
-    return pd.read_parquet(path).to_dict("records")  # type: ignore[return-value]
-
-
-READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json,
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
-    ".parquet": _parquet,
-}
-
-
-def prepare_train_dataset(cfg: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """The rows of each data set that `cfg.steer_train_dataset` names, by name."""
     return _named(cfg, "steer_train_dataset", "train")
 
 
 prepare_train_datasets = prepare_train_dataset
 
 
-def prepare_generation_datasets(cfg: Mapping[str, Any]) -> dict[str, list[Row]]:
+def prepare_generation_datasets(cfg: Mapping[str, Any] | str | Path) -> dict[str, list[Row]]:
     """The rows of each data set that `cfg.generation_data` names, by name."""
     return _named(cfg, "generation_data", "generation")
 
 
-def _named(cfg: Mapping[str, Any], key: str, split: str) -> dict[str, list[Row]]:
-    names = cfg.get(key)
+def _named(cfg: Mapping[str, Any] | str | Path, key: str, split: str) -> dict[str, list[Row]]:
+    values = read_yaml(cfg, "config") if isinstance(cfg, str | Path) else cfg
+    names = values.get(key)
     if not names:
-        raise ValueError(f"{key} names no data set: give a name of {FORMATS}")
-    each: Sequence[str] = [names] if isinstance(names, str) else names
+        raise ValueError(f"{key} names no data set: give a name of section {split} of {FORMATS}")
+    each = [names] if isinstance(names, str) else names
+    if not isinstance(each, Sequence):
+        raise ValueError(f"{key} must be a name or a list of names: got {names!r}")
     loader = DatasetLoader()
     return {name: loader.load_file(name, split) for name in each}

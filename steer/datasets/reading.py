@@ -1,0 +1,111 @@
+"""Rows out of files, by the file's ending."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from steer.datasets.rows import Row
+from steer.files import read_json
+
+# The csv module refuses longer fields than 128 KiB unless told otherwise.
+LONGEST_FIELD = 2**31 - 1
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file.
+
+    Raises:
+        ValueError: Another ending, or a row that is not one; the message names file and row.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in READERS or path.is_dir():
+        raise ValueError(
+            f"{path}: cannot read {'a folder' if path.is_dir() else f'{path.suffix!r} files'} "
+            f"(allowed: {', '.join(READERS)})"
+        )
+    try:
+        rows = READERS[ending](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def _json_lines(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} line {number} is not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path} line {number} must be an object {{...}}: got {type(row).__name__}"
+                )
+            rows.append(row)
+    return rows
+
+
+def _json(path: Path) -> list[Row]:
+    if not path.stat().st_size:
+        return []
+    value = read_json(path)
+    rows = [value] if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of objects: got {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path} row {number} must be an object {{...}}: got {type(row).__name__}"
+            )
+    return rows
+
+
+def _separated(separator: str) -> Callable[[Path], list[Row]]:
+    def read(path: Path) -> list[Row]:
+        csv.field_size_limit(LONGEST_FIELD)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            try:
+                lines = [line for line in reader if line]
+            except csv.Error as error:
+                raise ValueError(f"{path} line {reader.line_num} is broken: {error}") from error
+        header, *rows = lines or [[]]
+        twice = {name for name in header if header.count(name) > 1}
+        if twice:
+            raise ValueError(f"{path}: the header has {', '.join(sorted(twice))!r} twice")
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path} row {number} has {len(row)} fields, the header has {len(header)}: "
+                    f"{', '.join(header)}"
+                )
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+    return read
+
+
+def _parquet(path: Path) -> list[Row]:
+    # Slow to import, and seldom needed.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from error
+
+
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _parquet,
+}
