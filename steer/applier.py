@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from steer.answering import Job, answer_jobs
-from steer.datasets import DatasetLoader, Row, input_of, prepare_generation_datasets
+from steer.datasets import (
+    DatasetLoader,
+    Row,
+    input_of,
+    named_rows,
+    prepare_generation_datasets,
+)
 from steer.effect import divergence, measure_effect, pairs_of, perplexity_ratio
 from steer.files import fingerprint, read_json, write_json
 from steer.journal import Journal, refuse_other_run
@@ -108,8 +114,11 @@ class BaseVectorApplier:
         """
         if datasets is None:
             datasets = prepare_generation_datasets(asdict(self.settings))
+        datasets = named_rows(datasets)
         if save_results and self.settings.generation_output_dir is None:
-            raise ValueError("no place for results: give generation_output_dir")
+            raise ValueError(
+                "no place for results: give generation_output_dir, or generate(save_results=False)"
+            )
         chosen = {**self.settings.generation_params, **params}
         return {n: self._data_set(n, rows, chosen, save_results) for n, rows in datasets.items()}
 
@@ -151,7 +160,10 @@ class BaseVectorApplier:
             return done
         tally: Tally | None = None if self.settings.report == "off" else {}
         partial = _beside(self.results_path(name), "partial")
-        with Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept:
+        with (
+            Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept
+        ):
+            older = set(kept.items) if kept else set()
             found = answer_jobs(
                 self.model,
                 jobs,
@@ -161,8 +173,10 @@ class BaseVectorApplier:
                 journal=kept,
                 label=f"answering {name}",
             )
-        records = [_record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
-        self.report = None if tally is None else self._measured(tally, found)
+        records = [
+            _record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)
+        ]
+        self.report = None if tally is None else self._measured(tally, found, older)
         if save:
             self._save(name, records, about)
             partial.unlink(missing_ok=True)
@@ -206,19 +220,28 @@ class BaseVectorApplier:
             return None
         refuse_other_run(path, read_json(run), {"fingerprint": fingerprint(about), "run": about})
         log.info("%s: already answered, in %s", name, path)
+        report = read_json(run).get("report")
+        self.report = SteeringReport.of(report) if report else None
         return read_json(path)
 
     def _save(self, name: str, records: list[Record], about: Mapping[str, Any]) -> None:
         path = self.results_path(name)
-        write_json(path, records)
+        write_json(path, redacted(records))
         report = self.report.as_dict() if self.report else None
         run = {"fingerprint": fingerprint(about), "origin": self.run.origin, "report": report}
         write_json(_beside(path, "run"), redacted({**run, "run": about}))
         log.info("%s: %d answers in %s", name, len(records), path)
 
-    def _measured(self, tally: Tally, found: Mapping[str, Answer]) -> SteeringReport:
+    def _measured(
+        self, tally: Tally, found: Mapping[str, Answer], older: set[str]
+    ) -> SteeringReport:
+        """What steering did; `older` answers are those of the killed run that this one goes on from."""
         steps = self.model.interventions()
-        report = basic_report(tally, steps)
+        fresh = [n for n in found.keys() - older if not n.endswith("/orig")]
+        # A killed run's counts are lost: where it had steered everything, there is nothing to check.
+        report = basic_report(tally, steps if fresh else [])
+        if older:
+            report.why_not["layers"] = f"{len(older)} answers of the killed run are not counted"
         if self.settings.report != "full" or not steps:
             return report
         loader = DatasetLoader()
@@ -248,7 +271,10 @@ class BaseVectorApplier:
             return [], "no held-out pairs"
         half = self.hparams_dict[key]
         groups = [
-            (pairs_of(self.model, rows, self.settings.chat), half.interventions(self.model, vectors))
+            (
+                pairs_of(self.model, rows, self.settings.chat),
+                half.interventions(self.model, vectors),
+            )
             for vectors, rows in folds
         ]
         return groups, f"{len(folds)} folds of the training pairs"

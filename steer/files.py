@@ -41,34 +41,53 @@ def writing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
-    try:
+    check_writable(path.parent)
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    part = Path(name)
+        part = Path(name)
+        try:
+            with os.fdopen(
+                handle, mode, encoding=encoding, newline=None if encoding is None else "\n"
+            ) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o644)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, left: str = "nothing was changed there") -> Iterator[None]:
+    """Say of an OSError inside which file could not be written, why, and what is `left`."""
     try:
-        with os.fdopen(handle, mode, encoding=encoding, newline=None if encoding is None else "\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        os.replace(part, path)
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+        said = f"cannot write {path}: {error.strerror or error}; {left}"
+        raise (OSError(error.errno, said) if error.errno else OSError(said)) from error
 
 
-def _unwritable(path: Path, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
-    return type(error)(error.errno, f"cannot write {path}: {reason}; nothing was changed there")
+def check_writable(folder: str | Path) -> None:
+    """Raise an OSError where files could not be put into `folder`; nothing is made.
+
+    For work that takes long before it writes.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"cannot write to {folder}: {there} is a file; give another folder, or move the file"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write to {folder}: no permission in {there.absolute()}")
 
 
 def write_json(path: str | Path, value: object, indent: int = 4) -> None:
     """Write `value` to `path`, all or nothing; UTF-8, characters as they are."""
     with writing(path) as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
+        json.dump(value, file, indent=indent, ensure_ascii=False, default=str)
         file.write("\n")
 
 
@@ -80,15 +99,17 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def fingerprint(value: object) -> str:
     """SHA-256 of a JSON-like value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
-from steer.datasets import Row, prepare_train_dataset
-from steer.files import fingerprint
+from steer.datasets import Row, named_rows, prepare_train_dataset
+from steer.files import check_writable, fingerprint
 from steer.methods import Trained, Trainer
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, template_hash
@@ -63,11 +63,16 @@ class BaseVectorGenerator:
 
         Raises:
             ValueError: No method is configured, or rows are not what the method needs.
+            OSError: Vectors cannot be written; mostly found out before anything is computed.
         """
         if not self.hparams_dict:
             raise ValueError("no method to generate with: list files in steer_train_hparam_paths")
         if datasets is None:
             datasets = prepare_train_dataset(asdict(self.settings))
+        datasets = named_rows(datasets)
+        for folder in (self.folder(key, name) for name in datasets for key in self.hparams_dict):
+            if folder is not None:
+                check_writable(folder)
         for name, rows in datasets.items():
             self.trained[name] = {key: self._train(key, name, rows) for key in self.hparams_dict}
             self._rows[name] = rows

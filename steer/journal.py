@@ -1,13 +1,19 @@
 """Finished items of a long run, one line each, so that a killed run loses none of them."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from steer.files import fingerprint
+from steer.files import check_writable, fingerprint, naming
+
+log = logging.getLogger(__name__)
+
+LEFT = "what was finished before is kept; free some space, then go on with resume: true"
 
 
 class Journal:
@@ -19,42 +25,55 @@ class Journal:
         resume: Take over the items that are there; else begin anew.
 
     Raises:
-        ValueError: `resume`, but the items there are of another run.
+        ValueError: `resume`, but the items there are of another run, or the file is broken.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self.items: dict[str, Any] = {}
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         header = {"fingerprint": fingerprint(run), "run": run}
-        if resume and path.is_file():
-            self._take_over(header)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(header, default=str) + "\n", encoding="utf-8")
+        check_writable(path.parent)
+        with naming(path):
+            if resume and path.is_file():
+                self._take_over(header)
+            else:
+                self._begin(header)
+
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        if self.path.is_file():
+            log.warning("%s of a killed run is overwritten; resume: true would go on", self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(_line(header))
 
     def _take_over(self, header: Mapping[str, Any]) -> None:
-        lines = self.path.read_bytes().split(b"\n")
         # A line without an end was being written when the run was killed.
-        whole = lines[:-1]
-        there = json.loads(whole[0]) if whole else header
-        refuse_other_run(self.path, there, header)
-        for line in whole[1:]:
-            self.items.update(json.loads(line))
-        kept = b"".join(line + b"\n" for line in whole)
-        if not whole:
-            kept = json.dumps(header, default=str).encode("utf-8") + b"\n"
+        whole = self.path.read_bytes().split(b"\n")[:-1]
+        lines = [_parsed(self.path, number, line) for number, line in enumerate(whole, start=1)]
+        if lines:
+            refuse_other_run(self.path, lines[0], header)
+        for items in lines[1:]:
+            self.items.update(items)
+        kept = b"".join(line + b"\n" for line in whole) or _line(header)
         with self.path.open("r+b") as file:
             file.write(kept)
             file.truncate()
 
     def add(self, items: Mapping[str, Any]) -> None:
-        """Keep finished items; on disk when this returns."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(json.dumps(items, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep finished items; on disk when this returns.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        with naming(self.path, LEFT):
+            if self._file is None:
+                # Without a buffer, which would be written again when the file is closed.
+                self._file = FileIO(self.path, "a")
+            left = _line(items)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
         self.items.update(items)
 
     def __enter__(self) -> "Journal":
@@ -76,14 +95,39 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def refuse_other_run(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first setting in which two runs differ."""
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8") + b"\n"
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        value = error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"cannot resume: {path} line {number} is broken ({value}); remove the file, or set "
+            "resume: false to begin anew"
+        )
+    return value
+
+
+def refuse_other_run(path: Path, there: Any, wanted: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first setting in which two runs differ.
+
+    Args:
+        path: Of what is there; said in the message.
+        there: The `fingerprint` and `run` that were read from it.
+        wanted: Those of the run that is to go on.
+    """
+    there = there if isinstance(there, Mapping) else {}
     if there.get("fingerprint") == wanted["fingerprint"]:
         return
     old = _flat(there.get("run", {}))
     new = _flat(json.loads(json.dumps(wanted["run"], default=str)))
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    what = f"{changed[0]}: {old.get(changed[0])!r} then, {new.get(changed[0])!r} now" if changed else ""
+    name = changed[0] if changed else "of another version"
+    what = f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" if changed else name
     raise ValueError(
         f"cannot resume: {path} is of a run with other settings ({what}); "
         "set them back, or remove the file, or set resume: false to begin anew"

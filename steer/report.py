@@ -1,6 +1,6 @@
 """The steering report: proof that a run steered, and what it cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,6 +39,13 @@ class SteeringReport:
         """All of it, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "SteeringReport":
+        """The report whose `as_dict` gave `values`; JSON has made text of the layers' numbers."""
+        layers = {int(layer): counts for layer, counts in values["layers"].items()}
+        effect = Effect(**values["effect"]) if values["effect"] else None
+        return cls(**{**values, "layers": layers, "effect": effect})
+
 
 def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> SteeringReport:
     """Counts and dose of each layer.
@@ -47,9 +54,7 @@ def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> Steerin
         RuntimeError: A layer was to be steered, and nothing of it changed.
     """
     report = SteeringReport(layers={n: counts.summary() for n, counts in sorted(tally.items())})
-    wanted = {
-        i.layer for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()
-    }
+    wanted = {i.layer for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()}
     for layer in sorted(wanted):
         counts = report.layers.get(layer, {"passes": 0, "tokens_changed": 0, "gated": False})
         if counts["passes"] == 0 or (counts["tokens_changed"] == 0 and not counts["gated"]):
@@ -65,12 +70,18 @@ def render(report: SteeringReport) -> RenderableType:
     layers = Table("layer", "passes", "tokens", "changed", "dose", title="Steering report")
     for layer, c in report.layers.items():
         layers.add_row(
-            str(layer), str(c["passes"]), str(c["tokens"]), str(c["tokens_changed"]), f"{c['dose']:.1%}"
+            str(layer),
+            str(c["passes"]),
+            str(c["tokens"]),
+            str(c["tokens_changed"]),
+            f"{c['dose']:.1%}",
         )
     figures = Table("figure", "value", "what it says")
     for row in _figures(report):
         figures.add_row(*row)
     note = "dose: mean |change| / |residual|, attention sinks left out"
+    if "layers" in report.why_not:
+        note += f"; {report.why_not['layers']}"
     return Group(layers, Text(note, style="dim"), figures)
 
 
@@ -106,7 +117,13 @@ def _control_rows(report: SteeringReport) -> list[tuple[str, str, str]]:
     beaten = sum(effect > abs(control) for control in report.effect.controls)
     number = len(report.effect.controls)
     value = f"at most {strongest:.2f} nats"
-    return [(f"{number} random vectors, same norm", value, f"the effect is larger than {beaten} of {number}")]
+    return [
+        (
+            f"{number} random vectors, same norm",
+            value,
+            f"the effect is larger than {beaten} of {number}",
+        )
+    ]
 
 
 def _missing(report: SteeringReport, figure: str) -> str:
