@@ -6,6 +6,8 @@ from 0. llama.cpp has no `direction.0`.
 """
 
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,16 @@ def import_safetensors(path: str | Path, folder: str | Path) -> list[str]:
             header = (file.metadata() or {}).get("steer", "{}")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    save_vectors(folder, vectors, json.loads(header).get("vectors", {}))
+    save_vectors(folder, vectors, _entries(path, header))
     return list(vectors)
+
+
+def _entries(path: Path, header: str) -> dict[str, Any]:
+    try:
+        entries = json.loads(header).get("vectors", {})
+        return {name: dict(entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its metadata 'steer' is broken: {error}") from error
 
 
 def export_gguf(folder: str | Path, path: str | Path) -> None:
@@ -61,20 +71,19 @@ def export_gguf(folder: str | Path, path: str | Path) -> None:
     vectors = load_vectors(folder, names)
     entries = (read_metadata(folder) or {}).get("vectors", {})
     hint = entries.get(names[0], {}).get("model", {}).get("model_type", "")
-    part = Path(f"{path}.part")
-    writer = gguf.GGUFWriter(part, "controlvector")
-    writer.add_string("controlvector.model_hint", hint or "unknown")
-    writer.add_uint32("controlvector.layer_count", len(names))
-    for name, vector in vectors.items():
-        writer.add_tensor(f"direction.{name.removeprefix('layer_')}", vector.float().numpy())
-    try:
+    # The writer opens files itself: what it writes is moved in one go.
+    with tempfile.TemporaryDirectory() as scratch, writing(path, "wb") as file:
+        part = Path(scratch, "vectors.gguf")
+        writer = gguf.GGUFWriter(part, "controlvector")
+        writer.add_string("controlvector.model_hint", hint or "unknown")
+        writer.add_uint32("controlvector.layer_count", len(names))
+        for name, vector in vectors.items():
+            writer.add_tensor(f"direction.{name.removeprefix('layer_')}", vector.float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        file.write(part.read_bytes())
 
 
 def import_gguf(path: str | Path, folder: str | Path) -> list[str]:
@@ -91,7 +100,7 @@ def import_gguf(path: str | Path, folder: str | Path) -> list[str]:
     vectors: Vectors = {
         f"layer_{tensor.name.removeprefix('direction.')}": torch.tensor(tensor.data)
         for tensor in reader.tensors
-        if tensor.name.startswith("direction.")
+        if re.fullmatch(r"direction\.[0-9]+", tensor.name)
     }
     if not vectors:
         raise ValueError(f"{path} has no tensor direction.<n>: it is not a control vector")
@@ -108,5 +117,7 @@ def _gguf() -> Any:
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("control vectors need the package gguf: pip install gguf") from error
+        raise ModuleNotFoundError(
+            "control vectors need the package gguf: pip install gguf"
+        ) from error
     return gguf

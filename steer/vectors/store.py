@@ -6,6 +6,7 @@ A folder without `metadata.json` is EasyEdit2's own form and loads with a note.
 import io
 import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,14 @@ def save_vectors(
         folder: Made where it is not there.
         vectors: Name (`layer_15`) -> tensor.
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
+
+    Raises:
+        ValueError: A name that is no file name, or a vector with NaN; nothing is written.
+        OSError: The folder cannot be written, or the disk is full.
     """
     folder = Path(folder)
+    for name, vector in vectors.items():
+        _check_vector(name, vector)
     entries: dict[str, Any] = {}
     for name, vector in vectors.items():
         tensor = vector.detach().cpu().contiguous().clone()
@@ -68,6 +75,14 @@ def save_vectors(
         )
 
 
+def _check_vector(name: str, vector: Tensor) -> None:
+    # A name may come from a foreign file, and must not lead out of the folder.
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"{name!r} is no name for a vector: use letters, digits and . _ + -")
+    if not vector.isfinite().all():
+        raise ValueError(f"vector {name} holds NaN or infinity, and is not saved")
+
+
 def read_metadata(folder: str | Path) -> dict[str, Any] | None:
     """The folder's `metadata.json`; None where it has none.
 
@@ -78,8 +93,12 @@ def read_metadata(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     metadata = read_json(path)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("vectors"), dict):
-        raise ValueError(f"{path} is not a steering vector's metadata: it has no 'vectors'")
+    vectors = metadata.get("vectors") if isinstance(metadata, dict) else None
+    if not isinstance(vectors, dict) or not all(isinstance(e, dict) for e in vectors.values()):
+        raise ValueError(
+            f"{path} is not a steering vector's metadata: it has no entries under 'vectors'; make "
+            "the vectors anew, or remove the file"
+        )
     version = metadata.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
@@ -111,7 +130,9 @@ def load_vectors(
     folder = find(folder, "vector folder")
     metadata = read_metadata(folder)
     if metadata is None:
-        log.warning("%s has no %s: which model and layer it is for is not checked", folder, METADATA)
+        log.warning(
+            "%s has no %s: which model and layer it is for is not checked", folder, METADATA
+        )
     vectors: Vectors = {}
     for name in names:
         vectors[name] = read_tensor(_vector_file(folder, name))
@@ -119,12 +140,7 @@ def load_vectors(
         if entry is not None:
             _check_bytes(folder, name, entry)
         if model is not None:
-            problem = _disagreement(vectors[name], name, entry, model)
-            if problem and not allow_mismatch:
-                raise ValueError(
-                    f"{folder / name}.pt does not fit: {problem}; set allow_mismatch: true for a "
-                    "transfer experiment"
-                )
+            _check_fit(folder / f"{name}.pt", vectors[name], entry or {}, model, allow_mismatch)
     return vectors
 
 
@@ -145,9 +161,12 @@ def read_tensor(path: Path) -> Tensor:
     Raises:
         ValueError: A broken file, one that would run code, or not one tensor of finite numbers.
     """
+    broken = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError)
+    # What a broken pickle makes of the unpickler's own state.
+    broken = (*broken, KeyError, IndexError, AttributeError, TypeError, AssertionError)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except broken as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "empty file"
         raise ValueError(
             f"{path} is broken, or holds more than tensors, and is not opened ({reason})"
@@ -167,18 +186,34 @@ def _check_bytes(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
         )
 
 
-def _disagreement(
-    vector: Tensor, name: str, entry: Mapping[str, Any] | None, model: Mapping[str, Any]
-) -> str | None:
-    width, depth = model["hidden_size"], model["num_layers"]
-    if vector.shape[-1:] != (width,):
-        return f"shape {list(vector.shape)}, the model {model['id']} is {width} wide"
-    if entry is None:
+def _check_fit(
+    path: Path,
+    vector: Tensor,
+    entry: Mapping[str, Any],
+    model: Mapping[str, Any],
+    allow_mismatch: bool,
+) -> None:
+    width = model["hidden_size"]
+    if list(vector.shape) != [width]:
+        raise ValueError(
+            f"{path} does not fit: its shape is {list(vector.shape)}, the model {model['id']} is "
+            f"{width} wide; make the vector with this model"
+        )
+    problem = _disagreement(entry, model)
+    if problem and not allow_mismatch:
+        raise ValueError(
+            f"{path} does not fit: {problem}; set allow_mismatch: true for a transfer experiment"
+        )
+
+
+def _disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
+    layer, depth = entry.get("layer"), model["num_layers"]
+    if isinstance(layer, int) and layer >= depth:
+        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {depth - 1}"
+    made_with = entry.get("model") or {}
+    if not made_with or made_with.get("fingerprint") == model["fingerprint"]:
         return None
-    made_with = entry.get("model", {})
-    if entry.get("layer", 0) >= depth:
-        return f"it is for layer {entry['layer']}, the model {model['id']} has {depth}"
-    same_weights = made_with.get("fingerprint") == model["fingerprint"]
-    if made_with and not same_weights and made_with.get("id") != model["id"]:
-        return f"{name} was made with {made_with.get('id')}, the model is {model['id']}"
+    if made_with.get("id") != model["id"]:
+        return f"it was made with {made_with.get('id')}, the model is {model['id']}"
+    log.warning("a vector was made with other weights of the name %s", model["id"])
     return None
