@@ -16,18 +16,21 @@ def main(cfg: DictConfig) -> None:
     """Train, apply and answer as hparams/Steer/config.yaml says."""
     from steer.showing import show
 
-    generator = steer.BaseVectorGenerator(cfg)
     # Your own data instead of the config's:
     # datasets = {"mine": [{"question": "...", "matching": "...", "not_matching": "..."}]}
     datasets = steer.prepare_train_datasets(cfg)
+    inputs = steer.prepare_generation_datasets(cfg)
+    generator = steer.BaseVectorGenerator(cfg)
+    # Made before anything is trained: a mistake in its part of the config shows at once.
+    applier = steer.BaseVectorApplier(cfg, generator.model)
     generator.generate_vectors(datasets)
+    place = applier.settings.generation_output_dir
     for name in datasets:
         # Each data set's vectors steer a run of their own; several of them do not share a folder.
-        below = "" if len(datasets) == 1 else f"/{name}"
-        place = {"generation_output_dir": f"{cfg.generation_output_dir}{below}"}
-        applier = steer.BaseVectorApplier({**cfg, **place}, generator.model)
+        if place and len(datasets) > 1:
+            applier.settings.generation_output_dir = f"{place}/{name}"
         applier.apply_vectors(generator.vectors(name), generator.folds(name))
-        show(applier, applier.generate(), generator.folders(name))
+        show(applier, applier.generate(inputs), generator.folders(name))
 
 
 if __name__ == "__main__":

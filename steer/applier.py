@@ -18,8 +18,8 @@ from steer.datasets import (
     prepare_generation_datasets,
 )
 from steer.effect import divergence, measure_effect, pairs_of, perplexity_ratio
-from steer.files import fingerprint, read_json, write_json
-from steer.journal import Journal, refuse_other_run
+from steer.files import fingerprint
+from steer.journal import Journal
 from steer.methods import Applier
 from steer.models import Answer, Intervention, SteeredModel
 from steer.models.facts import model_facts
@@ -27,13 +27,13 @@ from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 from steer.report import SteeringReport, basic_report
+from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
 from steer.settings import Run
 from steer.vectors import Vectors, read_metadata
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 Folds = Mapping[str, Sequence[tuple[Vectors, Sequence[Row]]]]
 NEUTRAL = "neutral"
 # What decides a result is compared when a run is resumed; these do not.
@@ -159,7 +159,7 @@ class BaseVectorApplier:
         if save and self.settings.resume and (done := self._finished(name, about)) is not None:
             return done
         tally: Tally | None = None if self.settings.report == "off" else {}
-        partial = _beside(self.results_path(name), "partial")
+        partial = partial_path(self.results_path(name))
         with (
             Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept
         ):
@@ -174,12 +174,11 @@ class BaseVectorApplier:
                 label=f"answering {name}",
             )
         records = [
-            _record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)
+            record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)
         ]
         self.report = None if tally is None else self._measured(tally, found, older)
         if save:
             self._save(name, records, about)
-            partial.unlink(missing_ok=True)
         return records
 
     def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:
@@ -214,31 +213,25 @@ class BaseVectorApplier:
         )
 
     def _finished(self, name: str, about: Mapping[str, Any]) -> list[Record] | None:
-        path = self.results_path(name)
-        partial, run = _beside(path, "partial"), _beside(path, "run")
-        if partial.is_file() or not (path.is_file() and run.is_file()):
+        there = finished_results(self.results_path(name), about)
+        if there is None:
             return None
-        refuse_other_run(path, read_json(run), {"fingerprint": fingerprint(about), "run": about})
-        log.info("%s: already answered, in %s", name, path)
-        report = read_json(run).get("report")
-        self.report = SteeringReport.of(report) if report else None
-        return read_json(path)
+        records, run = there
+        self.report = SteeringReport.of(run["report"]) if run.get("report") else None
+        return records
 
     def _save(self, name: str, records: list[Record], about: Mapping[str, Any]) -> None:
-        path = self.results_path(name)
-        write_json(path, redacted(records))
         report = self.report.as_dict() if self.report else None
-        run = {"fingerprint": fingerprint(about), "origin": self.run.origin, "report": report}
-        write_json(_beside(path, "run"), redacted({**run, "run": about}))
-        log.info("%s: %d answers in %s", name, len(records), path)
+        more = {"origin": self.run.origin, "report": report}
+        save_results(self.results_path(name), records, about, more)
 
     def _measured(
         self, tally: Tally, found: Mapping[str, Answer], older: set[str]
     ) -> SteeringReport:
-        """What steering did; `older` answers are those of the killed run that this one goes on from."""
+        """What steering did; `older` are the answers of a killed run that this one goes on from."""
         steps = self.model.interventions()
         fresh = [n for n in found.keys() - older if not n.endswith("/orig")]
-        # A killed run's counts are lost: where it had steered everything, there is nothing to check.
+        # A killed run's counts are lost: where it had steered all, there is nothing to check.
         report = basic_report(tally, steps if fresh else [])
         if older:
             report.why_not["layers"] = f"{len(older)} answers of the killed run are not counted"
@@ -286,21 +279,3 @@ class BaseVectorApplier:
             entries = (read_metadata(folder) or {}).get("vectors", {}) if folder else {}
             names += [e["data"]["name"] for e in entries.values() if "data" in e]
         return list(dict.fromkeys(names))
-
-
-def _record(row: Row, number: int, found: Mapping[str, Answer], responses: int) -> Record:
-    answers = [found.get(f"{number}/{r}", found[f"{number}/0"]) for r in range(responses)]
-    plain = found.get(f"{number}/orig")
-    return {
-        "input": row["input"],
-        "orig_pred": [] if plain is None else [plain.text],
-        "pred": [answer.text for answer in answers],
-        "reference_response": row.get("reference_response"),
-        "complete_output": [answer.complete for answer in answers],
-    }
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """`<name>_run.json` or `<name>_partial.jsonl`, beside `<name>_results.json`."""
-    ending = "jsonl" if kind == "partial" else "json"
-    return path.with_name(f"{path.stem.removesuffix('_results')}_{kind}.{ending}")

@@ -50,10 +50,8 @@ def build(
     """
     origin = origin or {}
     checked = {key: _checked(cls, key, value, origin) for key, value in values.items()}
-    required = [
-        f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
-    ]  # type: ignore[arg-type]
-    for name in required:
+    every: Any = fields(cls)  # type: ignore[arg-type]
+    for name in [f.name for f in every if f.default is f.default_factory is MISSING]:
         if name not in checked:
             raise ValueError(f"{_prefix(source)}the key {name!r} is missing")
     try:
@@ -132,13 +130,18 @@ def plain(config: Any, where: str) -> dict[str, Any]:
         ValueError: It is no mapping, or an interpolation leads nowhere.
     """
     try:
-        if OmegaConf.is_config(config):
-            config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        config = _contained(config)
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{where} must hold a mapping of keys: got {type(config).__name__}")
+        return {str(key): _contained(value) for key, value in config.items()}
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {_one_line(error)}") from error
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{where} must hold a mapping of keys: got {type(config).__name__}")
-    return {str(key): value for key, value in config.items()}
+
+
+def _contained(value: Any) -> Any:
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -53,7 +53,7 @@ here too and then hold for every method: layers=[12] multipliers=[-2]
 
 
 def script(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make a program of `main(cfg)`: `key=value` changes or adds a key of hparams/Steer/<name>.yaml.
+    """Make a program of `main(cfg)` and hparams/Steer/<name>.yaml, whose keys `key=value` changes.
 
     A mistake of the user's ends it with one line and status 1; `STEER_TRACEBACK=1` shows all.
     """

@@ -1,4 +1,4 @@
-"""What steering does, measured: on answers it should make likelier, and on text it should not touch."""
+"""What steering does, measured: on answers it should make likelier, and on unrelated text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -101,7 +101,8 @@ class BaseVectorGenerator:
             return None
         if output is None:
             raise ValueError(
-                f"{key} has no place to write: give steer_vector_output_dirs, or save_vectors: false"
+                f"{key} has no place to write: give steer_vector_output_dirs, or set "
+                "save_vectors: false"
             )
         return Path(output, dataset, self.hparams_dict[key].folder)
 

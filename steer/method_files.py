@@ -60,7 +60,7 @@ class MethodFile:
         """Read the file at `path` for `phase`; it may hold the top-level keys `lendable` too.
 
         Raises:
-            ValueError: No method, an unknown one or key, or broken YAML; the message names the file.
+            ValueError: No method, an unknown one or key, broken YAML; the message names the file.
             FileNotFoundError: There is no such file.
         """
         raw = read_yaml(path, "method file")

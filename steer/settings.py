@@ -146,7 +146,7 @@ class Run:
         _lend(files, top, origin)
         known = field_names(Settings)
         settings = build(Settings, {k: v for k, v in top.items() if k in known}, origin)
-        run = cls(settings, {}, {name: origin.get(name, "default") for name in sorted(known)})
+        run = cls(settings, {}, {k: origin.get(k, "default") for k in sorted(known)})
         for number, file in enumerate(files):
             run._add(file, number, top, origin)
         if phase == "generate" and settings.save_vectors:
@@ -161,7 +161,7 @@ class Run:
         folders = self.settings.steer_vector_load_dir
         if "steer_vector_load_dir" in names and _nth(folders, number) is not None:
             given["steer_vector_load_dir"] = _nth(folders, number)
-        sources = {k: file.path for k in file.values} | {k: origin[k] for k in given}
+        sources = dict.fromkeys(file.values, file.path) | {k: origin[k] for k in given}
         half = build(file.half, file.values | given, sources, file.path)
         output = _nth(self.settings.steer_vector_output_dirs, number) or file.output_dir
         key = _free_key(file.name, self.methods)
@@ -182,7 +182,7 @@ def _top_level(cfg: Any) -> tuple[dict[str, Any], dict[str, str]]:
         raw, label = read_yaml(cfg, "config"), str(cfg)
     else:
         raw, label = plain(cfg, "config"), "config"
-    places = raw.pop("origin_of", {})
+    places: dict[str, str] = raw.pop("origin_of", {})
     for key, value in raw.items():
         refuse_secrets({key: value}, places.get(key, label))
     top = respelled(raw, label, places)

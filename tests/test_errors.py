@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import steered, tiny_config
 from transformers import T5Config
 
 import steer
@@ -266,7 +264,8 @@ CONFIG = [
     (
         "no such positions",
         lambda p: p.apply(positions="everywhere"),
-        r"^config: unknown positions 'everywhere' \(allowed: all, from_prompt_end, generated, prompt\)",
+        r"^config: unknown positions 'everywhere' \(allowed: all, from_prompt_end, generated, "
+        r"prompt\)",
     ),
     (
         "two positions",
@@ -402,7 +401,8 @@ METHOD_FILES = [
     (
         "a key misspelt in a flat file",
         lambda p: p.method("alg_name: caa\nlayrs: [1]\n"),
-        r"^method.yaml: unknown key of caa 'layrs'; did you mean 'layers'\? \(allowed: .*multipliers",
+        r"^method.yaml: unknown key of caa 'layrs'; did you mean 'layers'\? \(allowed: "
+        r".*multipliers",
     ),
     (
         "a key of the top level misspelt in a flat file",
@@ -422,7 +422,8 @@ METHOD_FILES = [
     (
         "a key misspelt in the section generate",
         lambda p: p.method(MERGED.replace("multiple_", "multple_"), "generate"),
-        r"^method.yaml: generate: unknown key of caa 'multple_choice'; did you mean 'multiple_choice'\?",
+        r"^method.yaml: generate: unknown key of caa 'multple_choice'; did you mean "
+        r"'multiple_choice'\?",
     ),
     (
         "a key misspelt in the section apply",
@@ -447,7 +448,8 @@ METHOD_FILES = [
     (
         "layers and multipliers of unequal length",
         lambda p: p.method("alg_name: caa\nlayers: [1, 2]\nmultipliers: [1]\n"),
-        r"^method.yaml: layers and multipliers go in pairs: got 2 layers \[1, 2\] and 1 multipliers \[1.0\]",
+        r"^method.yaml: layers and multipliers go in pairs: got 2 layers \[1, 2\] and 1 "
+        r"multipliers \[1.0\]",
     ),
     (
         "layers for the multipliers of a file, from the top",
@@ -480,7 +482,8 @@ METHOD_FILES = [
             steer_train_hparam_paths=["generate.yaml", "generate.yaml"],
             steer_vector_output_dirs=["made", "./made/"],
         ),
-        r"^caa and caa_2 would both write made/<data set>/caa_vector: give each an entry of its own in "
+        r"^caa and caa_2 would both write made/<data set>/caa_vector: give each an entry of "
+        r"its own in "
         r"steer_vector_output_dirs",
     ),
     (
@@ -645,7 +648,8 @@ DATA = [
     (
         "a column that is not there",
         lambda p: p.data("a.csv", "q,m\n1,2\n", "{question: q, matching: mm}"),
-        r"a.csv row 1 has no 'mm': it has 'q', 'm' \(field_names in hparams/Steer/dataset_format.yaml",
+        r"a.csv row 1 has no 'mm': it has 'q', 'm' \(field_names in "
+        r"hparams/Steer/dataset_format.yaml",
     ),
     (
         "a row without an answer",
@@ -655,7 +659,8 @@ DATA = [
     (
         "an answer that is NaN",
         lambda p: p.train_on({"matching": float("nan"), "not_matching": "n"}),
-        r"^data set 'mine', method caa: row 2: 'matching' is missing \(null or NaN\): fill it, or drop the row",
+        r"^data set 'mine', method caa: row 2: 'matching' is missing \(null or NaN\): fill "
+        r"it, or drop the row",
     ),
     (
         "an answer that is null",
@@ -782,7 +787,8 @@ RUNS = [
     (
         "an encoder-decoder model",
         _encoder_decoder,
-        r"^./t5 is an encoder-decoder model \(t5\): only decoder models can be steered; choose a causal",
+        r"^./t5 is an encoder-decoder model \(t5\): only decoder models can be steered; "
+        r"choose a causal",
     ),
     (
         "no such dtype",
@@ -807,7 +813,8 @@ RUNS = [
     (
         "a layer that the model has not, when generating",
         lambda p: p.generate(layers=[3]),
-        r"^data set 'mine', method caa: layers \[3\] do not exist: the model has 3 decoder blocks, counted from 0 to 2",
+        r"^data set 'mine', method caa: layers \[3\] do not exist: the model has 3 decoder "
+        r"blocks, counted from 0 to 2",
     ),
     (
         "a layer that the model has not",
@@ -822,7 +829,7 @@ RUNS = [
     (
         "generating without a place",
         lambda p: p.generate(steer_vector_output_dirs=...),
-        r"^caa has no place to write: give steer_vector_output_dirs, or save_vectors: false",
+        r"^caa has no place to write: give steer_vector_output_dirs, or set save_vectors: false",
     ),
     (
         "generating into a file's place",
@@ -847,7 +854,8 @@ RUNS = [
     (
         "no such parameter of generate",
         lambda p: p.answer(params={"max_new_token": 3}),
-        r"^unknown generation parameter 'max_new_token'; did you mean 'max_new_tokens'\? \(allowed: ",
+        r"^unknown generation parameter 'max_new_token'; did you mean 'max_new_tokens'\? "
+        r"\(allowed: ",
     ),
     (
         "several sequences",
@@ -883,7 +891,8 @@ RUNS = [
         "going on with another seed",
         lambda p: _resumed(p, seed=1),
         r"^cannot resume: answers/mine_results.json is of a run with other settings "
-        r"\(settings.seed: 42 then, 1 now\); set them back, or remove the file, or set resume: false",
+        r"\(settings.seed: 42 then, 1 now\); set them back, or remove the file, or set "
+        r"resume: false",
     ),
     (
         "going on with another multiplier",
@@ -893,7 +902,8 @@ RUNS = [
     (
         "going on from a broken file",
         _broken_partial,
-        r"^cannot resume: answers/mine_partial.jsonl line 2 is broken \(.*\); remove the file, or set resume: false",
+        r"^cannot resume: answers/mine_partial.jsonl line 2 is broken \(.*\); remove the "
+        r"file, or set resume: false",
     ),
 ]
 
@@ -934,7 +944,8 @@ VECTORS = [
     (
         "a layer without a vector",
         lambda p: p.made() and p.apply(layers=[2]),
-        r"^no layer_2.pt in vectors; there are: layer_1: run vectors_generate.py for that layer first",
+        r"^no layer_2.pt in vectors; there are: layer_1: run vectors_generate.py for that "
+        r"layer first",
     ),
     (
         "a folder without vectors",
@@ -954,7 +965,8 @@ VECTORS = [
     (
         "a vector of another width",
         lambda p: p.tensor(torch.ones(8)),
-        r"^vectors/layer_1.pt does not fit: its shape is \[8\], the model tiny-llama is 16 wide; make the vector",
+        r"^vectors/layer_1.pt does not fit: its shape is \[8\], the model tiny-llama is 16 "
+        r"wide; make the vector",
     ),
     (
         "a vector of another width, for a transfer",
@@ -1020,7 +1032,8 @@ VECTORS = [
     (
         "metadata without entries",
         lambda p: p.described(dict.clear),
-        r"^vectors/metadata.json is not a steering vector's metadata: it has no entries under 'vectors'",
+        r"^vectors/metadata.json is not a steering vector's metadata: it has no entries under "
+        r"'vectors'",
     ),
     (
         "metadata with a number for an entry",
@@ -1030,7 +1043,8 @@ VECTORS = [
     (
         "metadata of the future",
         lambda p: p.described(_set(format_version=99)),
-        r"^vectors/metadata.json has format_version 99; this version of steer reads 1 to 1: update steer",
+        r"^vectors/metadata.json has format_version 99; this version of steer reads 1 to 1: "
+        r"update steer",
     ),
     (
         "metadata without a version",
@@ -1040,7 +1054,8 @@ VECTORS = [
     (
         "a vector that is not the one described",
         _other_bytes,
-        r"^vectors/layer_1.pt is not the file that metadata.json describes \(its SHA-256 differs\): make the vector anew",
+        r"^vectors/layer_1.pt is not the file that metadata.json describes \(its SHA-256 "
+        r"differs\): make the vector anew",
     ),
     (
         "a name that leads out of the folder",
@@ -1098,13 +1113,15 @@ def test_a_full_disk_leaves_the_old_files_and_nothing_half_written(
     refused(
         place,
         lambda p: p.generate(layers=[0, 1]),
-        "cannot write made/mine/caa_vector/layer_0.pt: No space left on device; nothing was changed there",
+        "cannot write made/mine/caa_vector/layer_0.pt: No space left on device; nothing was "
+        "changed there",
     )
     assert files(place.folder) == before
     refused(
         place,
         Place.answer,
-        "cannot write answers/mine_partial.jsonl: No space left on device; what was finished before is kept",
+        "cannot write answers/mine_partial.jsonl: No space left on device; what was finished "
+        "before is kept",
     )
     after = files(place.folder)
     assert {name for name in after if name not in before} == {"answers/mine_partial.jsonl"}

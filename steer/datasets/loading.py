@@ -1,4 +1,4 @@
-"""Data sets by name: `hparams/Steer/dataset_format.yaml` says where each is and what its fields are."""
+"""Data sets by name: `hparams/Steer/dataset_format.yaml` says where each is, and its fields."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from steer.datasets.rows import Row
 from steer.files import read_json
@@ -56,7 +57,7 @@ def _json(path: Path) -> list[Row]:
     if not path.stat().st_size:
         return []
     value = read_json(path)
-    rows = [value] if isinstance(value, dict) else value
+    rows: Any = [value] if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list of objects: got {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):

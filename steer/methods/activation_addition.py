@@ -1,4 +1,4 @@
-"""Apply vectors by adding them to block outputs: shared by CAA, STA, SAE features, vector prompts."""
+"""Apply vectors by adding them to block outputs: CAA, STA, SAE features, vector prompts."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,17 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from steer.build import pick
-from steer.models import EVERYWHERE, FROM_PROMPT_END, GENERATED, PROMPT
-from steer.models import Add, EditLayer, Intervention, Positions, SteeredModel
+from steer.models import (
+    EVERYWHERE,
+    FROM_PROMPT_END,
+    GENERATED,
+    PROMPT,
+    Add,
+    EditLayer,
+    Intervention,
+    Positions,
+    SteeredModel,
+)
 from steer.models.facts import model_facts
 from steer.vectors import Vectors, load_vectors
 

@@ -1,0 +1,67 @@
+"""Result files: the answers to a data set, and beside them what the run was."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer.datasets import Row
+from steer.files import fingerprint, read_json, write_json
+from steer.journal import refuse_other_run
+from steer.models import Answer
+from steer.secrets import redacted
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def record(row: Row, number: int, found: Mapping[str, Answer], responses: int) -> Record:
+    """What is kept of row `number`; `found` are the answers by job name, `<row>/<response>`."""
+    answers = [found.get(f"{number}/{r}", found[f"{number}/0"]) for r in range(responses)]
+    plain = found.get(f"{number}/orig")
+    return {
+        "input": row["input"],
+        "orig_pred": [] if plain is None else [plain.text],
+        "pred": [answer.text for answer in answers],
+        "reference_response": row.get("reference_response"),
+        "complete_output": [answer.complete for answer in answers],
+    }
+
+
+def save_results(
+    path: Path, records: Sequence[Record], about: Mapping[str, Any], more: Mapping[str, Any]
+) -> None:
+    """Write the records, then what the run was: `about`, which decides them, and `more`."""
+    write_json(path, redacted(list(records)))
+    run = {"fingerprint": fingerprint(about), **more, "run": about}
+    write_json(run_path(path), redacted(run))
+    partial_path(path).unlink(missing_ok=True)
+    log.info("%s: %d answers in %s", path.stem, len(records), path)
+
+
+def finished_results(
+    path: Path, about: Mapping[str, Any]
+) -> tuple[list[Record], dict[str, Any]] | None:
+    """The records and the run file of a finished run; None where there is none.
+
+    Raises:
+        ValueError: The run that is there is another one; the message names a setting.
+    """
+    run = run_path(path)
+    if partial_path(path).is_file() or not (path.is_file() and run.is_file()):
+        return None
+    there = read_json(run)
+    refuse_other_run(path, there, {"fingerprint": fingerprint(about), "run": about})
+    log.info("%s: already answered, in %s", path.stem, path)
+    return read_json(path), there
+
+
+def run_path(path: Path) -> Path:
+    """`<name>_run.json`, beside `<name>_results.json`."""
+    return path.with_name(f"{path.stem.removesuffix('_results')}_run.json")
+
+
+def partial_path(path: Path) -> Path:
+    """`<name>_partial.jsonl`, beside `<name>_results.json`."""
+    return path.with_name(f"{path.stem.removesuffix('_results')}_partial.jsonl")
