@@ -59,7 +59,7 @@ class Place:
             "steer_train_hparam_paths": ["generate.yaml"],
             "steer_vector_output_dirs": ["made"],
             "apply_steer_hparam_paths": ["apply.yaml"],
-            "steer_vector_load_dir": ["vectors"],
+            "steer_vector_load_dir": ["kept"],
             "generation_output_dir": "answers",
             "generation_params": {"max_new_tokens": 2},
         }
@@ -88,7 +88,7 @@ class Place:
         """The model that a config names, and no other."""
         steer.BaseVectorApplier(self.config(**config))
 
-    def made(self, folder: str = "vectors") -> Path:
+    def made(self, folder: str = "kept") -> Path:
         """A folder of vectors made with the tiny model."""
         self.generate(steer_vector_output_dirs="new")
         shutil.copytree(self.folder / "new" / "mine" / "caa_vector", self.folder / folder)
@@ -104,8 +104,8 @@ class Place:
 
     def tensor(self, value: Any) -> None:
         """A bare folder with `value` in its .pt file; then it is applied."""
-        (self.folder / "vectors").mkdir()
-        torch.save(value, self.folder / "vectors" / "layer_1.pt")
+        (self.folder / "kept").mkdir()
+        torch.save(value, self.folder / "kept" / "layer_1.pt")
         self.apply()
 
     def bytes_of_pt(self, change: Callable[[bytes], bytes]) -> None:
@@ -932,25 +932,25 @@ def _safetensors_with(place: Place, name: str) -> None:
     from safetensors.torch import save_file
 
     save_file({name: torch.ones(16)}, "foreign.safetensors")
-    import_safetensors("foreign.safetensors", "vectors")
+    import_safetensors("foreign.safetensors", "kept")
 
 
 VECTORS = [
     (
         "a vector folder that is not there",
         lambda p: p.apply(),
-        r"^no vector folder at vectors \(looked at ",
+        r"^no vector folder at kept \(looked at ",
     ),
     (
         "a layer without a vector",
         lambda p: p.made() and p.apply(layers=[2]),
-        r"^no layer_2.pt in vectors; there are: layer_1: run vectors_generate.py for that "
+        r"^no layer_2.pt in kept; there are: layer_1: run vectors_generate.py for that "
         r"layer first",
     ),
     (
         "a folder without vectors",
-        lambda p: p.file("vectors/readme") and p.apply(),
-        r"^no layer_1.pt in vectors; there are: no vectors: run",
+        lambda p: p.file("kept/readme") and p.apply(),
+        r"^no layer_1.pt in kept; there are: no vectors: run",
     ),
     (
         "vectors in memory without the layer",
@@ -965,14 +965,14 @@ VECTORS = [
     (
         "a vector of another width",
         lambda p: p.tensor(torch.ones(8)),
-        r"^vectors/layer_1.pt does not fit: its shape is \[8\], the model tiny-llama is 16 "
+        r"^kept/layer_1.pt does not fit: its shape is \[8\], the model tiny-llama is 16 "
         r"wide; make the vector",
     ),
     (
         "a vector of another width, for a transfer",
         lambda p: (
-            (p.folder / "vectors").mkdir()
-            or torch.save(torch.ones(8), "vectors/layer_1.pt")
+            (p.folder / "kept").mkdir()
+            or torch.save(torch.ones(8), "kept/layer_1.pt")
             or p.apply(allow_mismatch=True)
         ),
         r"does not fit: its shape is \[8\]",
@@ -985,7 +985,7 @@ VECTORS = [
     (
         "a vector of another model",
         lambda p: p.described(_set_model(id="gpt2", fingerprint="0")),
-        r"^vectors/layer_1.pt does not fit: it was made with gpt2, the model is tiny-llama; set "
+        r"^kept/layer_1.pt does not fit: it was made with gpt2, the model is tiny-llama; set "
         r"allow_mismatch: true for a transfer experiment",
     ),
     (
@@ -996,43 +996,43 @@ VECTORS = [
     (
         "a pt file that is cut off",
         lambda p: p.bytes_of_pt(lambda b: b[:-40]),
-        r"^vectors/layer_1.pt is broken, or holds more than tensors",
+        r"^kept/layer_1.pt is broken, or holds more than tensors",
     ),
     (
         "a pt file of nothing",
         lambda p: p.bytes_of_pt(lambda _: b""),
-        r"^vectors/layer_1.pt is broken, or .* not opened \(",
+        r"^kept/layer_1.pt is broken, or .* not opened \(",
     ),
     (
         "a pt file of noise",
         lambda p: p.bytes_of_pt(lambda _: b"noise" * 9),
-        r"^vectors/layer_1.pt is broken, or",
+        r"^kept/layer_1.pt is broken, or",
     ),
     (
         "a pt file with bytes changed inside",
         lambda p: p.bytes_of_pt(lambda b: b.replace(b"FloatStorage", b"FlaotStorage")),
-        r"^vectors/layer_1.pt is broken, or",
+        r"^kept/layer_1.pt is broken, or",
     ),
     (
         "a pt file with a dict",
         lambda p: p.tensor({"a": torch.ones(16)}),
-        r"^vectors/layer_1.pt must hold one tensor: got dict",
+        r"^kept/layer_1.pt must hold one tensor: got dict",
     ),
     (
         "a pt file with NaN",
         lambda p: p.tensor(torch.full((16,), torch.nan)),
-        r"^vectors/layer_1.pt holds NaN or infinity: make the vector anew",
+        r"^kept/layer_1.pt holds NaN or infinity: make the vector anew",
     ),
     (
         "a pt file with infinity",
         lambda p: p.tensor(torch.full((16,), torch.inf)),
         r"holds NaN or infinity",
     ),
-    ("broken metadata", _corrupt_metadata, r"^vectors/metadata.json is not valid JSON: "),
+    ("broken metadata", _corrupt_metadata, r"^kept/metadata.json is not valid JSON: "),
     (
         "metadata without entries",
         lambda p: p.described(dict.clear),
-        r"^vectors/metadata.json is not a steering vector's metadata: it has no entries under "
+        r"^kept/metadata.json is not a steering vector's metadata: it has no entries under "
         r"'vectors'",
     ),
     (
@@ -1043,7 +1043,7 @@ VECTORS = [
     (
         "metadata of the future",
         lambda p: p.described(_set(format_version=99)),
-        r"^vectors/metadata.json has format_version 99; this version of steer reads 1 to 1: "
+        r"^kept/metadata.json has format_version 99; this version of steer reads 1 to 1: "
         r"update steer",
     ),
     (
@@ -1054,7 +1054,7 @@ VECTORS = [
     (
         "a vector that is not the one described",
         _other_bytes,
-        r"^vectors/layer_1.pt is not the file that metadata.json describes \(its SHA-256 "
+        r"^kept/layer_1.pt is not the file that metadata.json describes \(its SHA-256 "
         r"differs\): make the vector anew",
     ),
     (
@@ -1084,16 +1084,16 @@ def test_it_is_refused_in_one_line(place: Place, do: Callable[[Place], Any], mes
 
 
 def test_a_pickle_that_would_run_something_is_not_run(place: Place):
-    (place.folder / "vectors").mkdir()
+    (place.folder / "kept").mkdir()
     bomb = pickle.dumps(Bomb(), protocol=2)
     for name, write in {
         "plain": lambda path: path.write_bytes(bomb),
         "zipped": lambda path: torch.save(Bomb(), path),
         "legacy": lambda path: torch.save(Bomb(), path, _use_new_zipfile_serialization=False),
     }.items():
-        path = place.folder / "vectors" / "layer_1.pt"
+        path = place.folder / "kept" / "layer_1.pt"
         write(path)
-        refused(place, Place.apply, r"^vectors/layer_1.pt is broken, or holds more than tensors")
+        refused(place, Place.apply, r"^kept/layer_1.pt is broken, or holds more than tensors")
         assert not (place.folder / "exploded").exists(), name
         pickle.loads(bomb)  # the bomb does explode where it is let
         (place.folder / "exploded").rmdir()
