@@ -152,6 +152,8 @@ class BaseVectorApplier:
         tally: Tally | None = None if self.settings.report == "off" else {}
         partial = _beside(self.results_path(name), "partial")
         with Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept:
+            known = {} if kept is None else kept.items
+            measured = any(job.steered and job.name not in known for job in jobs)
             found = answer_jobs(
                 self.model,
                 jobs,
@@ -162,7 +164,7 @@ class BaseVectorApplier:
                 label=f"answering {name}",
             )
         records = [_record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
-        self.report = None if tally is None else self._measured(tally, found)
+        self.report = None if tally is None else self._measured(tally if measured else None, found)
         if save:
             self._save(name, records, about)
             partial.unlink(missing_ok=True)
@@ -216,9 +218,13 @@ class BaseVectorApplier:
         write_json(_beside(path, "run"), redacted({**run, "run": about}))
         log.info("%s: %d answers in %s", name, len(records), path)
 
-    def _measured(self, tally: Tally, found: Mapping[str, Answer]) -> SteeringReport:
+    def _measured(self, tally: Tally | None, found: Mapping[str, Answer]) -> SteeringReport:
+        """The report; `tally` is None where every answer was taken over from a killed run."""
         steps = self.model.interventions()
-        report = basic_report(tally, steps)
+        if tally is None:
+            report = SteeringReport(why_not={"layers": "all answers are of a killed run"})
+        else:
+            report = basic_report(tally, steps)
         if self.settings.report != "full" or not steps:
             return report
         loader = DatasetLoader()
