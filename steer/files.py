@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 
 def project_root() -> Path:
@@ -48,16 +50,65 @@ def writing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise _unwritable(path, error) from error
     part = Path(name)
     try:
-        with os.fdopen(handle, mode, encoding=encoding, newline=None if encoding is None else "\n") as file:
+        with os.fdopen(
+            handle, mode, encoding=encoding, newline=None if encoding is None else "\n"
+        ) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files of existing folders; the old ones stay until all new ones are on disk.
+
+    Raises:
+        OSError: As `writing`.
+    """
+    parts: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, data in files.items():
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            parts[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            parts[path].chmod(0o644)
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """While open, nobody else who asks for the lock of `path` gets it; its folder is made.
+
+    The lock is a hidden file beside `path`, and stays: removing it would let two in.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _unwritable(path: Path, error: OSError) -> OSError:
@@ -95,3 +146,8 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()

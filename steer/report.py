@@ -83,7 +83,11 @@ def render(report: SteeringReport) -> RenderableType:
     layers = Table("layer", "passes", "tokens", "changed", "dose", title="Steering report")
     for layer, c in report.layers.items():
         layers.add_row(
-            str(layer), str(c["passes"]), str(c["tokens"]), str(c["tokens_changed"]), f"{c['dose']:.1%}"
+            str(layer),
+            str(c["passes"]),
+            str(c["tokens"]),
+            str(c["tokens_changed"]),
+            f"{c['dose']:.1%}",
         )
     figures = Table("figure", "value", "what it says")
     for row in _figures(report):
@@ -126,7 +130,13 @@ def _control_rows(report: SteeringReport) -> list[tuple[str, str, str]]:
     beaten = sum(effect > abs(control) for control in report.effect.controls)
     number = len(report.effect.controls)
     value = f"at most {strongest:.2f} nats"
-    return [(f"{number} random vectors, same norm", value, f"the effect is larger than {beaten} of {number}")]
+    return [
+        (
+            f"{number} random vectors, same norm",
+            value,
+            f"the effect is larger than {beaten} of {number}",
+        )
+    ]
 
 
 def _missing(report: SteeringReport, figure: str) -> str:
