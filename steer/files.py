@@ -1,13 +1,16 @@
 """Files: where a relative path is looked for, and writes that never leave half a file."""
 
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 
 def project_root() -> Path:
@@ -34,29 +37,23 @@ def find(path: str | Path, what: str = "file") -> Path:
 
 @contextmanager
 def writing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` only when it was written whole.
+    """Yield a buffer that takes the place of the file `path` when the block ends without error.
 
     Raises:
         OSError: The disk is full, the folder is not writable; what stood at `path` is untouched.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
     check_writable(path.parent)
+    binary = io.BytesIO()
+    if "b" in mode:
+        yield binary
+    else:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        part = Path(name)
-        try:
-            with os.fdopen(
-                handle, mode, encoding=encoding, newline=None if encoding is None else "\n"
-            ) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    write_together({path: binary.getvalue()})
 
 
 @contextmanager
@@ -82,6 +79,55 @@ def check_writable(folder: str | Path) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write to {folder}: no permission in {there.absolute()}")
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files of existing folders; the old ones stay until all new ones are on disk.
+
+    Raises:
+        OSError: As `writing`.
+    """
+    parts: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            with naming(path):
+                parts[path] = _part(path, data)
+        for path, part in parts.items():
+            with naming(path):
+                part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def _part(path: Path, data: bytes) -> Path:
+    """A file beside `path`, with `data` in it and on disk; none where that fails."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+    except OSError:
+        part.unlink()
+        raise
+    return part
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """While open, nobody else who asks for the lock of `path` gets it; its folder is made.
+
+    The lock is a hidden file beside `path`, and stays: removing it would let two in.
+    """
+    path = Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    with lock:
+        yield
 
 
 def write_json(path: str | Path, value: object, indent: int = 4) -> None:
@@ -116,3 +162,8 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import set_seed
 
+from steer import __version__
 from steer.datasets import Row, named_rows, prepare_train_dataset
 from steer.files import check_writable, fingerprint
 from steer.methods import Trained, Trainer
@@ -131,13 +132,13 @@ class BaseVectorGenerator:
         """All that decides a vector; kept in its metadata."""
         return {
             "method": self.run.methods[key].name,
-            "hparams": redacted(asdict(self.hparams_dict[key])),  # type: ignore[call-overload]
+            "hparams": redacted(_portable(asdict(self.hparams_dict[key]))),  # type: ignore[call-overload]
             "model": model_facts(self.model),
-            "model_dtype": str(self.model.model.dtype).removeprefix("torch."),
             "chat_template_sha256": template_hash(self.model),
             "data": {"name": dataset, "rows": len(rows), "sha256": _digest(rows)},
             "seed": self.settings.seed,
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": {"steer": __version__}
+            | {name: importlib.metadata.version(name) for name in VERSIONS},
         }
 
 
@@ -151,6 +152,17 @@ def _already_made(folder: Path, recipe: str) -> Vectors | None:
     except (ValueError, FileNotFoundError) as error:
         log.warning("making the vectors anew: %s", error)
         return None
+
+
+def _portable(value: Any) -> Any:
+    """A copy of a JSON-like value in which files and folders of this machine have no place."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():
+        return Path(value).name
+    return value
 
 
 def _digest(rows: Sequence[Row]) -> str:

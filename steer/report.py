@@ -1,5 +1,6 @@
 """The steering report: proof that a run steered, and what it cost."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,10 @@ from rich.text import Text
 
 from steer.effect import Effect
 from steer.models import EditLayer, Intervention
+from steer.models.interventions import cancels
 from steer.models.tally import Tally
+
+log = logging.getLogger(__name__)
 
 NOT_MEASURED = "not measured"
 
@@ -50,19 +54,35 @@ class SteeringReport:
 def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> SteeringReport:
     """Counts and dose of each layer.
 
+    A hook that fired and changed nothing is an error, as the result would pass for a steered one.
+    Not so where a gate decided it, nor where the layer's additions sum to nothing: then the
+    unsteered answer is the right one, and rounding alone decides whether a token counts as changed.
+    That is said in a warning. A hook that never fired is an error in every case.
+
     Raises:
         RuntimeError: A layer was to be steered, and nothing of it changed.
     """
     report = SteeringReport(layers={n: counts.summary() for n, counts in sorted(tally.items())})
-    wanted = {i.layer for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()}
-    for layer in sorted(wanted):
+    for layer, edits in sorted(_edits_by_layer(interventions).items()):
         counts = report.layers.get(layer, {"passes": 0, "tokens_changed": 0, "gated": False})
-        if counts["passes"] == 0 or (counts["tokens_changed"] == 0 and not counts["gated"]):
+        cancelled = cancels(edits)
+        idle = counts["tokens_changed"] == 0 and not counts["gated"] and not cancelled
+        if counts["passes"] == 0 or idle:
             raise RuntimeError(
                 f"layer {layer} was to be steered, but its hook fired {counts['passes']} times and "
                 f"changed {counts['tokens_changed']} tokens: the result is not a steered one"
             )
+        if cancelled:
+            log.warning("layer %d: what is added sums to nothing, so it is not steered", layer)
     return report
+
+
+def _edits_by_layer(interventions: Sequence[Intervention]) -> dict[int, list[EditLayer]]:
+    found: dict[int, list[EditLayer]] = {}
+    for step in interventions:
+        if isinstance(step, EditLayer) and not step.edit.is_zero():
+            found.setdefault(step.layer, []).append(step)
+    return found
 
 
 def render(report: SteeringReport) -> RenderableType:

@@ -2,6 +2,9 @@
 
 from steer.models.chat import ChatFormat, build_model_input
 from steer.models.generation import Answer, generate, generate_batches
+
+# The module has the function's name: imported here, it cannot take the function's place later.
+from steer.models.get_model import get_model
 from steer.models.interventions import Add, EditLayer, EditPrompt, Intervention
 from steer.models.positions import (
     EVERYWHERE,
@@ -30,4 +33,5 @@ __all__ = [
     "build_model_input",
     "generate",
     "generate_batches",
+    "get_model",
 ]

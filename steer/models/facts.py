@@ -12,7 +12,7 @@ from steer.models.steered_model import SteeredModel
 
 
 def model_facts(model: SteeredModel) -> dict[str, Any]:
-    """Id, architecture, sizes, revision and weight fingerprint of a model."""
+    """Id, architecture, sizes, revision, dtype and weight fingerprint of a model."""
     config: Any = model.model.config
     return {
         "id": _id(str(config.name_or_path)),
@@ -21,6 +21,7 @@ def model_facts(model: SteeredModel) -> dict[str, Any]:
         "hidden_size": model.d_model,
         "num_layers": model.depth,
         "revision": getattr(config, "_commit_hash", None),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
         "fingerprint": weight_fingerprint(model.model),
     }
 
@@ -38,18 +39,19 @@ def _id(name: str) -> str:
     return path.name if path.is_dir() else name
 
 
-def weight_fingerprint(model: nn.Module) -> str:
-    """A hash of some weights, the same whatever dtype or device the model is loaded in.
+def weight_fingerprint(model: nn.Module) -> str | None:
+    """A hash of some weights, the same whatever device the model is loaded on; mostly, what dtype.
 
     Reads the embedding's first rows and every one-dimensional parameter's start, which
-    quantisation leaves alone, through bfloat16.
+    quantisation leaves alone, through bfloat16. float32 weights loaded in float16 are rounded
+    twice, so their hash is another. None where accelerate has offloaded some of them.
     """
     digest = hashlib.sha256()
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     chosen = {n: p for n, p in model.named_parameters() if p.ndim == 1}
     for name, values in [("embedding", embedding), *sorted(chosen.items())]:
-        if values.device.type == "meta":  # offloaded by accelerate
-            continue
+        if values.device.type == "meta":
+            return None
         start = values.detach().flatten()[:256].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(start.numpy().tobytes())

@@ -50,19 +50,20 @@ class Add:
     gated = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        change = self._change().float()
+        change = self.change().float()
         if change.ndim == 2:
             change = change.repeat_interleave(len(hidden) // len(change), dim=0)[:, None]
         return (hidden.float() + change).to(hidden.dtype)
 
-    def _change(self) -> Tensor:
+    def change(self) -> Tensor:
+        """What is added, [d_model], or [rows, d_model] where it differs from row to row."""
         if isinstance(self.strength, Tensor) and self.strength.ndim:
             return self.strength[:, None].to(self.vector) * self.vector
         return self.strength * self.vector
 
     def is_zero(self) -> bool:
         """Whether every row's strength, or the vector, is 0."""
-        return not bool(self._change().any())
+        return not bool(self.change().any())
 
     def rows(self, index: Tensor) -> "Add":
         """The edit of the rows `index` of a batch."""
@@ -75,7 +76,7 @@ class Add:
 
     def is_per_row(self) -> bool:
         """Whether it differs from row to row of a batch."""
-        return self._change().ndim == 2
+        return self.change().ndim == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +131,20 @@ def opposite(interventions: Sequence[Intervention]) -> list[Intervention]:
         for i in interventions
         if isinstance(i, EditLayer) and isinstance(i.edit, Add)
     ]
+
+
+def cancels(edits: Sequence[EditLayer]) -> bool:
+    """Whether edits of one layer add up to nothing, but for the rounding of their vectors.
+
+    Additions to the same tokens only; any other edit is taken to leave something.
+    """
+    changes = [e.edit.change().cpu() for e in edits if isinstance(e.edit, Add)]
+    alike = all(e.where == edits[0].where for e in edits)
+    if len(changes) < max(len(edits), 2) or not alike:
+        return False
+    rounding = 4 * max(torch.finfo(change.dtype).eps for change in changes)
+    net = torch.stack([c.float() for c in torch.broadcast_tensors(*changes)])
+    return bool((net.sum(0).abs() <= rounding * net.abs().sum(0)).all())
 
 
 D = TypeVar("D")

@@ -1,14 +1,23 @@
 """Steering vectors on disk: bare tensors, and beside them what they are."""
 
-from steer.vectors.exchange import export_gguf, export_safetensors, import_gguf, import_safetensors
+from steer.vectors.exchange import (
+    export_gguf,
+    export_safetensors,
+    export_vectors,
+    import_gguf,
+    import_safetensors,
+    import_vectors,
+)
 from steer.vectors.store import Vectors, load_vectors, read_metadata, save_vectors
 
 __all__ = [
     "Vectors",
     "export_gguf",
     "export_safetensors",
+    "export_vectors",
     "import_gguf",
     "import_safetensors",
+    "import_vectors",
     "load_vectors",
     "read_metadata",
     "save_vectors",

@@ -1,89 +1,158 @@
 """Vectors to and from other programs: one safetensors file, or llama.cpp's control vectors.
 
-GGUF control vectors (llama.cpp `--control-vector`, repeng): architecture `controlvector`, and a
-float32 tensor `direction.<n>` for each layer; n is the block whose output it is added to, counted
-from 0. llama.cpp has no `direction.0`.
+GGUF control vectors (llama.cpp `--control-vector`, repeng): architecture `controlvector`, how many
+layers there are in `controlvector.layer_count`, and for each a float32 tensor `direction.<n>`; n is
+the block whose output it is added to, counted from 0. llama.cpp refuses `direction.0`.
 """
 
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from steer.build import pick
 from steer.files import find, writing
-from steer.vectors.store import Vectors, load_vectors, read_metadata, save_vectors
+from steer.vectors.store import (
+    Vectors,
+    check_metadata,
+    load_vectors,
+    read_metadata,
+    save_vectors,
+    vector_names,
+)
+
+Entries = dict[str, dict[str, Any]]
 
 
-def export_safetensors(folder: str | Path, path: str | Path) -> None:
-    """Put all vectors of `folder`, and its metadata, into the one file `path`."""
+def export_vectors(folder: str | Path, path: str | Path) -> list[str]:
+    """Put the vectors of `folder` into the one file `path`; their names.
+
+    Raises:
+        ValueError: `path` ends in neither `.safetensors` nor `.gguf`, or the vectors do not suit.
+    """
+    return pick("ending", Path(path).suffix, EXPORTS)(folder, path)
+
+
+def import_vectors(path: str | Path, folder: str | Path) -> list[str]:
+    """Write the vectors of the one file `path` into `folder`; their names.
+
+    Raises:
+        ValueError: `path` ends in neither `.safetensors` nor `.gguf`, or is broken.
+    """
+    return pick("ending", Path(path).suffix, IMPORTS)(path, folder)
+
+
+def export_safetensors(folder: str | Path, path: str | Path) -> list[str]:
+    """Put all vectors of `folder`, and its metadata, into the one file `path`; their names.
+
+    Raises:
+        ValueError: There is no vector.
+    """
     folder = find(folder, "vector folder")
-    header = {"steer": json.dumps(read_metadata(folder) or {})}
+    names = vector_names(folder)
+    if not names:
+        raise ValueError(f"{folder} has no vectors: nothing to export")
+    metadata = read_metadata(folder)
+    header = {} if metadata is None else {"steer": json.dumps(metadata)}
+    data = save(load_vectors(folder, names), metadata=header)
     with writing(path, "wb") as file:
-        file.write(save(load_vectors(folder, _names(folder)), metadata=header))
+        file.write(data)
+    return names
 
 
 def import_safetensors(path: str | Path, folder: str | Path) -> list[str]:
     """Write the vectors of the safetensors file `path` into `folder`; their names.
 
     Raises:
-        ValueError: Not a safetensors file.
+        ValueError: Not a safetensors file, or one without tensors.
     """
     path = find(path, "vector file")
     try:
         with safe_open(path, "pt") as file:
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = (file.metadata() or {}).get("steer", "{}")
-    except SafetensorError as error:
+            header = (file.metadata() or {}).get("steer")
+        entries: Entries = {}
+        if header is not None:
+            entries = check_metadata(json.loads(header), path)["vectors"]
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    save_vectors(folder, vectors, _entries(path, header))
+    if not vectors:
+        raise ValueError(f"{path} has no tensors: nothing to import")
+    save_vectors(folder, vectors, entries)
     return list(vectors)
 
 
-def _entries(path: Path, header: str) -> dict[str, Any]:
-    try:
-        entries = json.loads(header).get("vectors", {})
-        return {name: dict(entry) for name, entry in entries.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its metadata 'steer' is broken: {error}") from error
-
-
-def export_gguf(folder: str | Path, path: str | Path) -> None:
-    """Write the vectors `layer_<n>` of `folder` as a control vector of llama.cpp.
+def export_gguf(folder: str | Path, path: str | Path) -> list[str]:
+    """Write the vectors of `folder`, one a layer, as a control vector of llama.cpp; their names.
 
     Raises:
-        ValueError: Layer 0 is among them, which llama.cpp does not have, or no `layer_<n>` is.
+        ValueError: Layer 0 is among them, which llama.cpp does not have; there is no vector, more
+            than one of a layer, or they differ in width.
     """
-    gguf: Any = _gguf()
     folder = find(folder, "vector folder")
-    names = [name for name in _names(folder) if name.removeprefix("layer_").isdigit()]
-    if not names:
-        raise ValueError(f"{folder} has no vector layer_<n>: nothing to export")
-    if "layer_0" in names:
+    layers = _layers(folder)
+    vectors = load_vectors(folder, list(layers.values()))
+    if len({tuple(vector.shape) for vector in vectors.values()}) > 1 or any(
+        vector.ndim != 1 for vector in vectors.values()
+    ):
+        raise ValueError(f"{folder}: a control vector needs vectors of one dimension and one width")
+    entries: Entries = (read_metadata(folder) or {}).get("vectors", {})
+    kinds = {entries.get(name, {}).get("model", {}).get("model_type") for name in vectors}
+    hint = next(iter(kinds)) if len(kinds) == 1 else None
+    directions = {layer: vectors[name].float().numpy() for layer, name in layers.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        part = Path(scratch, "vector.gguf")
+        _write_gguf(part, hint or "unknown", directions)
+        with writing(path, "wb") as file:
+            file.write(part.read_bytes())
+    return list(vectors)
+
+
+def _layers(folder: Path) -> dict[int, str]:
+    """Layer -> the name of its vector."""
+    found: dict[int, str] = {}
+    for name in vector_names(folder):
+        match = re.match(r"layer_(\d+)(?!\d)", name)
+        layer = int(match[1]) if match else None
+        if layer is None:
+            raise ValueError(f"{folder}: which layer {name} is for is not known: name it layer_<n>")
+        if layer in found:
+            raise ValueError(
+                f"{folder} has two vectors for layer {layer}, {found[layer]} and {name}: a control "
+                "vector holds one; export to safetensors"
+            )
+        found[layer] = name
+    if not found:
+        raise ValueError(f"{folder} has no vectors: nothing to export")
+    if 0 in found:
         raise ValueError(
             f"{folder} has a vector for layer 0, which llama.cpp's control vectors do not have: "
             "use layer 1 or later, or export to safetensors"
         )
-    vectors = load_vectors(folder, names)
-    entries = (read_metadata(folder) or {}).get("vectors", {})
-    hint = entries.get(names[0], {}).get("model", {}).get("model_type", "")
-    # The writer opens files itself: what it writes is moved in one go.
-    with tempfile.TemporaryDirectory() as scratch, writing(path, "wb") as file:
-        part = Path(scratch, "vectors.gguf")
-        writer = gguf.GGUFWriter(part, "controlvector")
-        writer.add_string("controlvector.model_hint", hint or "unknown")
-        writer.add_uint32("controlvector.layer_count", len(names))
-        for name, vector in vectors.items():
-            writer.add_tensor(f"direction.{name.removeprefix('layer_')}", vector.float().numpy())
+    return found
+
+
+def _write_gguf(path: Path, hint: str, directions: dict[int, np.ndarray]) -> None:
+    import gguf  # slow to import, and seldom needed
+
+    writer = gguf.GGUFWriter(path, "controlvector")
+    try:
+        writer.add_string("controlvector.model_hint", hint)
+        writer.add_uint32("controlvector.layer_count", len(directions))
+        for layer, direction in directions.items():
+            writer.add_tensor(f"direction.{layer}", direction)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    finally:
         writer.close()
-        file.write(part.read_bytes())
 
 
 def import_gguf(path: str | Path, folder: str | Path) -> list[str]:
@@ -93,31 +162,38 @@ def import_gguf(path: str | Path, folder: str | Path) -> list[str]:
         ValueError: Not a GGUF file, or one without directions.
     """
     path = find(path, "vector file")
-    try:
-        reader = _gguf().GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not a GGUF file: {error}") from error
-    vectors: Vectors = {
-        f"layer_{tensor.name.removeprefix('direction.')}": torch.tensor(tensor.data)
-        for tensor in reader.tensors
-        if re.fullmatch(r"direction\.[0-9]+", tensor.name)
-    }
-    if not vectors:
+    layers, hint = _read_gguf(path)
+    if not layers:
         raise ValueError(f"{path} has no tensor direction.<n>: it is not a control vector")
-    about = {name: {"layer": int(name.removeprefix("layer_"))} for name in vectors}
-    save_vectors(folder, vectors, about)
+    vectors: Vectors = {f"layer_{n}": torch.from_numpy(values) for n, values in layers.items()}
+    origin = {"imported_from": "GGUF control vector", "model_hint": hint}
+    save_vectors(folder, vectors, {f"layer_{n}": {"layer": n, **origin} for n in layers})
     return list(vectors)
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.pt"))
+def _read_gguf(path: Path) -> tuple[dict[int, np.ndarray], str | None]:
+    """Layer -> direction in float32, whatever type it has in the file; and the model's kind."""
+    import gguf  # slow to import, and seldom needed
 
-
-def _gguf() -> Any:
     try:
-        import gguf
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "control vectors need the package gguf: pip install gguf"
-        ) from error
-    return gguf
+        reader: Any = gguf.GGUFReader(path)
+        found = {
+            int(match[1]): np.array(gguf.dequantize(tensor.data, tensor.tensor_type))
+            for tensor in reader.tensors
+            if (match := re.fullmatch(r"direction\.(\d+)", tensor.name))
+        }
+        field = reader.get_field("controlvector.model_hint")
+        hint = None if field is None else str(field.contents())
+    except (ValueError, IndexError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"{path} is not a GGUF file that can be read: {error}") from error
+    return dict(sorted(found.items())), hint
+
+
+EXPORTS: dict[str, Callable[[str | Path, str | Path], list[str]]] = {
+    ".safetensors": export_safetensors,
+    ".gguf": export_gguf,
+}
+IMPORTS: dict[str, Callable[[str | Path, str | Path], list[str]]] = {
+    ".safetensors": import_safetensors,
+    ".gguf": import_gguf,
+}

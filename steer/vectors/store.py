@@ -4,6 +4,7 @@ A folder without `metadata.json` is EasyEdit2's own form and loads with a note.
 """
 
 import io
+import json
 import logging
 import pickle
 import re
@@ -13,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from steer.files import file_sha256, find, read_json, write_json, writing
+from steer.files import file_sha256, find, locked, read_json, sha256, write_together
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,16 @@ FORMAT_VERSION = 1
 METADATA = "metadata.json"
 HOOK_POINT = "output of decoder block n (residual stream behind it), n counted from 0"
 
+_NAME = re.compile(r"\w[\w.+-]*")
+
 
 def save_vectors(
     folder: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write each vector to `<folder>/<name>.pt` and what is known of it to `metadata.json`.
 
-    Other vectors of the folder, and their entries, stay. Each file is written whole or not at all.
+    Other vectors of the folder, and their entries, stay. No file is replaced before all new ones
+    are on disk whole, and runs that write to one folder at once wait for each other.
 
     Args:
         folder: Made where it is not there.
@@ -40,47 +43,49 @@ def save_vectors(
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
 
     Raises:
-        ValueError: A name that is no file name, or a vector with NaN; nothing is written.
-        OSError: The folder cannot be written, or the disk is full.
+        ValueError: A name that is not a file's, or a vector with NaN or infinity.
     """
     folder = Path(folder)
-    for name, vector in vectors.items():
-        _check_vector(name, vector)
+    files: dict[Path, bytes] = {}
     entries: dict[str, Any] = {}
     for name, vector in vectors.items():
-        tensor = vector.detach().cpu().contiguous().clone()
-        buffer = io.BytesIO()
-        torch.save(tensor, buffer)
-        with writing(folder / f"{name}.pt", "wb") as file:
-            file.write(buffer.getvalue())
+        tensor = _checked(name, vector).detach().cpu().contiguous().clone()
+        data = _pt_bytes(tensor)
+        files[folder / f"{name}.pt"] = data
         entries[name] = {
             **about.get(name, {}),
             "file": f"{name}.pt",
-            "sha256": file_sha256(folder / f"{name}.pt"),
+            "sha256": sha256(data),
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
-            "norm": float(tensor.float().norm()),
+            "norm": float(tensor.double().norm()),
         }
-    with FileLock(folder / f".{METADATA}.lock"):
+    with locked(folder / METADATA):
         kept = read_metadata(folder) or {}
-        write_json(
-            folder / METADATA,
-            {
-                "format_version": FORMAT_VERSION,
-                "operation": "add",
-                "hook_point": HOOK_POINT,
-                "vectors": kept.get("vectors", {}) | entries,
-            },
-            indent=2,
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "operation": "add",
+            "hook_point": HOOK_POINT,
+            "vectors": kept.get("vectors", {}) | entries,
+        }
+        text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+        write_together({**files, folder / METADATA: text.encode("utf-8")})
+
+
+def _checked(name: str, vector: Tensor) -> Tensor:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name for a vector: use letters, digits, and _ . + - inside"
         )
-
-
-def _check_vector(name: str, vector: Tensor) -> None:
-    # A name may come from a foreign file, and must not lead out of the folder.
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"{name!r} is no name for a vector: use letters, digits and . _ + -")
     if not vector.isfinite().all():
         raise ValueError(f"vector {name} holds NaN or infinity, and is not saved")
+    return vector
+
+
+def _pt_bytes(tensor: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any] | None:
@@ -90,19 +95,24 @@ def read_metadata(folder: str | Path) -> dict[str, Any] | None:
         ValueError: The file is broken, or of a version that this library does not know.
     """
     path = Path(folder) / METADATA
-    if not path.is_file():
-        return None
-    metadata = read_json(path)
-    vectors = metadata.get("vectors") if isinstance(metadata, dict) else None
-    if not isinstance(vectors, dict) or not all(isinstance(e, dict) for e in vectors.values()):
+    return check_metadata(read_json(path), path) if path.is_file() else None
+
+
+def check_metadata(metadata: Any, origin: str | Path) -> dict[str, Any]:
+    """`metadata`, unless it is not what `save_vectors` writes.
+
+    Raises:
+        ValueError: It is not; the message names `origin`.
+    """
+    entries = metadata.get("vectors") if isinstance(metadata, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise ValueError(
-            f"{path} is not a steering vector's metadata: it has no entries under 'vectors'; make "
-            "the vectors anew, or remove the file"
+            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'"
         )
     version = metadata.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {version!r}; this version of steer reads 1 to "
+            f"{origin} has format_version {version!r}; this version of steer reads 1 to "
             f"{FORMAT_VERSION}: update steer"
         )
     return metadata
@@ -121,38 +131,55 @@ def load_vectors(
         folder: A folder that `save_vectors` or EasyEdit2 wrote.
         names: Without extension.
         model: Facts of the model to steer; a vector made with another is refused.
-        allow_mismatch: Load a vector of another model all the same, for transfer experiments.
+        allow_mismatch: Load a vector of another model of the same width all the same, for
+            transfer experiments.
 
     Raises:
         FileNotFoundError: No folder, or no vector of a name; the message lists those there.
         ValueError: A broken file, one that holds more than a tensor, or one of another model.
     """
     folder = find(folder, "vector folder")
-    metadata = read_metadata(folder)
-    if metadata is None:
-        log.warning(
-            "%s has no %s: which model and layer it is for is not checked", folder, METADATA
-        )
+    entries = (read_metadata(folder) or {}).get("vectors", {})
     vectors: Vectors = {}
     for name in names:
-        vectors[name] = read_tensor(_vector_file(folder, name))
-        entry = (metadata or {}).get("vectors", {}).get(name)
-        if entry is not None:
-            _check_bytes(folder, name, entry)
+        path = _vector_file(folder, name)
+        vectors[name] = read_tensor(path)
+        if name in entries:
+            _check_bytes(path, entries[name])
         if model is not None:
-            _check_fit(folder / f"{name}.pt", vectors[name], entry or {}, model, allow_mismatch)
+            _check_width(path, vectors[name], model)
+            problem = _disagreement(entries.get(name, {}), model)
+            if problem and not allow_mismatch:
+                raise ValueError(
+                    f"{path} does not fit: {problem}; set allow_mismatch: true for a transfer "
+                    "experiment"
+                )
+    if unknown := [name for name in names if name not in entries]:
+        log.warning(
+            "%s: %s says nothing about %s: which model it is for is not checked",
+            *(folder, METADATA, ", ".join(unknown)),
+        )
     return vectors
 
 
 def _vector_file(folder: Path, name: str) -> Path:
     path = folder / f"{name}.pt"
     if not path.is_file():
-        there = sorted(p.stem for p in folder.glob("*.pt"))
+        there = ", ".join(vector_names(folder)) or "no vectors"
         raise FileNotFoundError(
-            f"no {name}.pt in {folder}; there are: {', '.join(there) or 'no vectors'}: "
-            "run vectors_generate.py for that layer first"
+            f"no {name}.pt in {folder}; there are: {there}: run vectors_generate.py for that "
+            "layer first"
         )
     return path
+
+
+def vector_names(folder: Path) -> list[str]:
+    """Names of the vectors in `folder`, `layer_2` before `layer_10`."""
+    return sorted((path.stem for path in folder.glob("*.pt")), key=_in_text_and_number)
+
+
+def _in_text_and_number(name: str) -> list[str | int]:
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def read_tensor(path: Path) -> Tensor:
@@ -161,7 +188,7 @@ def read_tensor(path: Path) -> Tensor:
     Raises:
         ValueError: A broken file, one that would run code, or not one tensor of finite numbers.
     """
-    broken = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError)
+    broken = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError)
     # What a broken pickle makes of the unpickler's own state.
     broken = (*broken, KeyError, IndexError, AttributeError, TypeError, AssertionError)
     try:
@@ -178,42 +205,31 @@ def read_tensor(path: Path) -> Tensor:
     return value
 
 
-def _check_bytes(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
-    if file_sha256(folder / f"{name}.pt") != entry.get("sha256"):
+def _check_bytes(path: Path, entry: Mapping[str, Any]) -> None:
+    if file_sha256(path) != entry.get("sha256"):
         raise ValueError(
-            f"{folder / name}.pt is not the file that {METADATA} describes (its SHA-256 differs): "
+            f"{path} is not the file that {METADATA} describes (its SHA-256 differs): "
             "make the vector anew, or remove the entry"
         )
 
 
-def _check_fit(
-    path: Path,
-    vector: Tensor,
-    entry: Mapping[str, Any],
-    model: Mapping[str, Any],
-    allow_mismatch: bool,
-) -> None:
-    width = model["hidden_size"]
-    if list(vector.shape) != [width]:
+def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
+    if list(vector.shape) != [model["hidden_size"]]:
         raise ValueError(
             f"{path} does not fit: its shape is {list(vector.shape)}, the model {model['id']} is "
-            f"{width} wide; make the vector with this model"
-        )
-    problem = _disagreement(entry, model)
-    if problem and not allow_mismatch:
-        raise ValueError(
-            f"{path} does not fit: {problem}; set allow_mismatch: true for a transfer experiment"
+            f"{model['hidden_size']} wide; make the vector with a model of that width"
         )
 
 
 def _disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
-    layer, depth = entry.get("layer"), model["num_layers"]
-    if isinstance(layer, int) and layer >= depth:
-        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {depth - 1}"
-    made_with = entry.get("model") or {}
-    if not made_with or made_with.get("fingerprint") == model["fingerprint"]:
+    layer, made_with = entry.get("layer"), entry.get("model") or {}
+    if isinstance(layer, int) and layer >= model["num_layers"]:
+        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {model['num_layers'] - 1}"
+    theirs, ours = made_with.get("fingerprint"), model["fingerprint"]
+    if not made_with or (theirs == ours and ours is not None):
         return None
     if made_with.get("id") != model["id"]:
         return f"it was made with {made_with.get('id')}, the model is {model['id']}"
-    log.warning("a vector was made with other weights of the name %s", model["id"])
-    return None
+    # The same name; in another dtype the same weights may have another fingerprint.
+    comparable = theirs and ours and made_with.get("dtype") == model["dtype"]
+    return f"it was made with other weights of the name {model['id']!r}" if comparable else None
