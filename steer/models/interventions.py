@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where
+from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where, for_batch
 
 
 class Edit(Protocol):
@@ -52,7 +52,7 @@ class Add:
     def __call__(self, hidden: Tensor) -> Tensor:
         change = self._change().float()
         if change.ndim == 2:
-            change = change.repeat_interleave(len(hidden) // len(change), dim=0)[:, None]
+            change = for_batch(change, len(hidden))[:, None]
         return (hidden.float() + change).to(hidden.dtype)
 
     def _change(self) -> Tensor:
@@ -71,7 +71,7 @@ class Add:
             vector = vector[index]
         if isinstance(strength, Tensor) and strength.ndim:
             strength = strength[index]
-        return Add(vector, strength)
+        return replace(self, vector=vector, strength=strength)
 
     def is_per_row(self) -> bool:
         """Whether it differs from row to row of a batch."""
