@@ -12,6 +12,19 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
+def fixed_size(batch_size: int | str) -> int | None:
+    """Rows in a batch as somebody fixed them; None for `auto`.
+
+    Raises:
+        ValueError: Neither `auto` nor a whole number above 0.
+    """
+    if batch_size == "auto":
+        return None
+    if str(batch_size).isdecimal() and int(batch_size):
+        return int(batch_size)
+    raise ValueError(f"batch_size must be auto or 1 and more: got {batch_size!r}")
+
+
 def run_batches(
     lengths: Sequence[int],
     size: int,
@@ -38,7 +51,7 @@ def run_batches(
         try:
             result = run(rows)
         except RuntimeError as error:
-            if fixed or len(rows) == 1 or not should_reduce_batch_size(error):
+            if fixed or len(rows) == 1 or not _out_of_memory(error):
                 raise
             size = len(rows) // 2
             log.warning("out of memory with %d rows in a batch: going on with %d", len(rows), size)
@@ -50,6 +63,10 @@ def run_batches(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def padded(

@@ -50,32 +50,33 @@ class Add:
     gated = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        change = self._change().float()
+        change = self.change().float()
         if change.ndim == 2:
             change = for_batch(change, len(hidden))[:, None]
         return (hidden.float() + change).to(hidden.dtype)
 
-    def _change(self) -> Tensor:
+    def change(self) -> Tensor:
+        """What is added, [d_model] or [rows, d_model]."""
         if isinstance(self.strength, Tensor) and self.strength.ndim:
             return self.strength[:, None].to(self.vector) * self.vector
         return self.strength * self.vector
 
     def is_zero(self) -> bool:
         """Whether every row's strength, or the vector, is 0."""
-        return not bool(self._change().any())
+        return not bool(self.change().any())
 
     def rows(self, index: Tensor) -> "Add":
         """The edit of the rows `index` of a batch."""
         vector, strength = self.vector, self.strength
         if vector.ndim == 2:
-            vector = vector[index]
+            vector = _taken(vector, index)
         if isinstance(strength, Tensor) and strength.ndim:
-            strength = strength[index]
+            strength = _taken(strength, index)
         return replace(self, vector=vector, strength=strength)
 
     def is_per_row(self) -> bool:
         """Whether it differs from row to row of a batch."""
-        return self._change().ndim == 2
+        return self.change().ndim == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +111,33 @@ def take_rows(interventions: Sequence[Intervention], index: Tensor) -> list[Inte
 
 def _of_rows(intervention: EditLayer, index: Tensor) -> EditLayer:
     where = intervention.where
-    if isinstance(where, TokenMask) and len(where.mask) > 1:
-        where = TokenMask(where.mask[index])
-    elif not isinstance(where, Positions | TokenMask):
+    if isinstance(where, TokenMask):
+        where = TokenMask(_taken(where.mask, index))
+    elif not isinstance(where, Positions) and len(where) > 1:
         where = [where[row] for row in index.tolist()]
     return replace(intervention, edit=intervention.edit.rows(index), where=where)
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` of `values`; a single row serves all."""
+    return values[index.to(values.device)] if len(values) > 1 else values
+
+
+def check_rows(interventions: Sequence[Intervention], rows: int) -> None:
+    """Raise a ValueError for what is given by row, but not for each of `rows` rows."""
+    for i in interventions:
+        counts = _row_counts(i) if isinstance(i, EditLayer) else []
+        for count in counts:
+            if count not in (1, rows):
+                raise ValueError(f"steering is given for {count} rows, there are {rows}")
+
+
+def _row_counts(intervention: EditLayer) -> list[int]:
+    where, edit = intervention.where, intervention.edit
+    counts = [len(edit.change())] if isinstance(edit, Add) and edit.is_per_row() else []
+    if isinstance(where, TokenMask):
+        return [*counts, len(where.mask)]
+    return counts if isinstance(where, Positions) else [*counts, len(where)]
 
 
 def is_per_row(intervention: EditLayer) -> bool:
