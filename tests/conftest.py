@@ -29,7 +29,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-SPECIAL = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
+SPECIAL: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
 
 
 WIDE: dict[str, Any] = {
@@ -62,7 +62,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny_config(kind: str, **more: Any) -> PretrainedConfig:
     """A 3-block model, 16 wide, over 258 tokens."""
-    return AutoConfig.for_model(kind, vocab_size=258, **ARCHITECTURES[kind][1], **SPECIAL, **more)
+    small = {"vocab_size": 258} | ARCHITECTURES[kind][1] | SPECIAL | more
+    return AutoConfig.for_model(kind, **small)
 
 
 def blocks_by_name(model: nn.Module) -> nn.ModuleList:
@@ -156,7 +157,7 @@ def adding(vector: Tensor, columns: Sequence[int]) -> Callable[[Tensor], Tensor]
 
 
 def hooks_on(model: nn.Module) -> list[tuple[str, str, int]]:
-    """Where there are hooks, of which kind and how many; and every `forward` of an instance's own."""
+    """Where there are hooks, of which kind, how many; and each `forward` of an instance's own."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     modules = list(model.named_modules())
     hooks = [(name, kind, len(getattr(m, kind))) for name, m in modules for kind in kinds]
@@ -172,6 +173,67 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     return folder
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_tensor(name: str, values: Tensor, config: PretrainedConfig) -> tuple[str, Any]:
+    """A Llama weight as llama.cpp keeps it: under its name, rotary halves interleaved."""
+    base = name.removesuffix(".weight")
+    if base in GGUF_NAMES:
+        return f"{GGUF_NAMES[base]}.weight", values.numpy()
+    _, _, block, part = base.split(".", 3)
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": 1}.get(part)
+    if heads:
+        values = values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return f"blk.{block}.{GGUF_NAMES[part]}.weight", values.contiguous().numpy()
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SteeredModel]:
+    """A GGUF file of a tiny Llama, and the model that was written to it."""
+    import gguf
+
+    tiny = steered(tiny_config("llama", vocab_size=259))
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer, config = gguf.GGUFWriter(path, "llama"), tiny.model.config
+    writer.add_block_count(3)
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    vocab = tiny.tokenizer.get_vocab()
+    writer.add_token_list([*sorted(vocab, key=vocab.__getitem__), "ab"])
+    writer.add_token_types([1] * 256 + [3, 3, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    writer.add_pad_token_id(257)
+    for name, values in tiny.model.state_dict().items():
+        writer.add_tensor(*gguf_tensor(name, values, config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, tiny
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
+# Most tokens of a pass, padding included, where batch_size is auto. More gains nothing: on a CPU
+# caches are full, on a GPU the matrix units are.
+PASS_TOKENS = {"cuda": 16384, "cpu": 1024}
+
 
 def fixed_size(batch_size: int | str) -> int | None:
     """Rows in a batch as somebody fixed them; None for `auto`.
@@ -63,6 +67,27 @@ def run_batches(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def run_passes(
+    lengths: Sequence[int],
+    batch_size: int | str,
+    device: torch.device,
+    run: Callable[[list[int]], R],
+) -> Iterator[tuple[list[int], R]]:
+    """`run_batches` for forward passes over rows of known text.
+
+    Args:
+        lengths: As there.
+        batch_size: Rows in a pass; `auto` suits the device.
+        device: The one that computes.
+        run: As there.
+    """
+    size = fixed_size(batch_size)
+    if size is not None:
+        return run_batches(lengths, size, run, fixed=True)
+    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
+    return run_batches(lengths, len(lengths), run, max_tokens=limit)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
