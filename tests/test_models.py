@@ -186,9 +186,14 @@ def test_what_was_there_comes_back_when_replaying_breaks(model: SteeredModel):
     blocks, own = list(model.blocks[:2]), model.blocks[1].forward
     model.blocks[1].__dict__["forward"] = own
     before = hooks_on(model.model)
-    with pytest.raises(RuntimeError, match="midway"), replaying(blocks, torch.zeros(1, 11, 16)):
-        assert hooks_on(model.model) != before
-        raise RuntimeError("midway")
+
+    def breaks() -> None:
+        with replaying(blocks, torch.zeros(1, 11, 16)):
+            assert hooks_on(model.model) != before
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        breaks()
     assert hooks_on(model.model) == before
     assert model.blocks[1].__dict__["forward"] is own
 

@@ -54,7 +54,7 @@ def generation_config(base: GenerationConfig | None, params: dict[str, Any]) -> 
     """The model's own generation settings with `params` over them.
 
     Raises:
-        ValueError: A parameter that `transformers`' `generate` does not have, or one that is `FIXED`.
+        ValueError: A parameter that `transformers`' `generate` does not have, or a `FIXED` one.
     """
     config = deepcopy(base) if base is not None else GenerationConfig()
     known = [name for name in config.to_dict() if not name.startswith("_")]
@@ -98,7 +98,7 @@ class SeededSampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [batch, vocab] that leave one token a row."""
-        warped = self.warpers(input_ids, scores)
+        warped = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         # float64: a float32 running sum over a large vocabulary loses rare tokens.
         heights = warped.double().softmax(dim=-1).cumsum(dim=-1)
         drawn = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64)
