@@ -13,13 +13,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from steer.models import SteeredModel
-from steer.models.batching import padded, run_batches
-from steer.models.prefix import prefix_cache, repeated, shared_length
+from steer.models.batching import padded, run_passes
+from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
 from steer.models.tally import SINK_FACTOR
-
-# Most tokens of a pass, padding included, where batch_size is auto. More gains nothing: on a CPU
-# caches are full, on a GPU the matrix units are.
-AUTO_TOKENS = {"cuda": 16384, "cpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def contrast(
         for rows, means, sizes in passage_means(model, passages, layers, batch_size=batch_size):
             fold = torch.tensor([row % pairs % folds for row in rows])
             sign = torch.tensor([1.0 if row < pairs else -1.0 for row in rows])
-            for n in layers:
+            for n in norms:
                 values = _exact(means[n]) * _exact(sign.to(means[n].device))[:, None]
                 sums.setdefault(n, values.new_zeros(folds, model.d_model))
                 sums[n].index_add_(0, fold.to(values.device), values)
@@ -116,18 +112,15 @@ def passage_means(
     batch_size: int | str = "auto",
 ) -> Iterator[tuple[list[int], dict[int, Tensor], dict[int, Tensor]]]:
     """Yield `(rows, means, norms)`: by layer, [batch, d_model] means and [batch] median norms."""
-    prefix = shared_length([passage.ids[: passage.start] for passage in passages])
+    starts = [passage.ids[: passage.start] for passage in passages]
+    prefix = shared_length(starts) if attention_span(model) else 0
     cache = prefix_cache(model, passages[0].ids[:prefix], layers)
     lengths = [passage.stop - prefix for passage in passages]
 
     def run(rows: list[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         return _read_batch(model, [passages[row] for row in rows], layers, prefix, cache)
 
-    automatic = batch_size == "auto"
-    size = len(passages) if automatic else int(batch_size)
-    tokens = AUTO_TOKENS.get(model.device.type, AUTO_TOKENS["cpu"]) if automatic else None
-    batches = run_batches(lengths, size, run, max_tokens=tokens, fixed=not automatic)
-    for rows, (means, norms) in batches:
+    for rows, (means, norms) in run_passes(lengths, batch_size, model.device, run):
         yield rows, means, norms
 
 

@@ -13,6 +13,7 @@ from steer.datasets import Row, answer_of, question_of
 from steer.likelihood import AnswerScorer, answer_log_probs, last_logits
 from steer.models import Add, Answer, ChatFormat, EditLayer, Intervention, SteeredModel
 from steer.models.batching import run_batches
+from steer.models.prefix import common_start
 
 CONTROLS = 20
 RESAMPLES = 10_000
@@ -56,13 +57,21 @@ def pairs_of(model: SteeredModel, rows: Sequence[Row], chat: ChatFormat) -> list
 
 def _pair(model: SteeredModel, row: Row, number: int, chat: ChatFormat) -> Pair:
     question = chat.text(model.tokenizer, question_of(row, number))
-    start = max(len(chat.encode(model.tokenizer, question)), 1)
     sides = [
         chat.encode(model.tokenizer, f"{question} {answer_of(row, key, number)}")
         for key in ("matching", "not_matching")
     ]
-    # Tokens of the question may merge with the answer's first: each side keeps its own.
-    return Pair(sides[0][:start], sides[0][start:], sides[1][start:])
+    # Where the question's last tokens merge with an answer's first, they belong to the answers.
+    start = common_start([chat.encode(model.tokenizer, question), *sides])
+    prompt = sides[0][:start] or [_first_token(model)]
+    return Pair(prompt, sides[0][start:], sides[1][start:])
+
+
+def _first_token(model: SteeredModel) -> int:
+    """What stands before a text that has nothing before it."""
+    tokenizer = model.tokenizer
+    ids: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in ids if token is not None)
 
 
 def measure_effect(
@@ -115,8 +124,12 @@ def _margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:
 
 def bootstrap(values: Tensor) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` [n], by resampling (seed 0)."""
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values.double().numpy()[draws].mean(axis=1), [2.5, 97.5])
+    generator, pairs = np.random.default_rng(0), values.double().numpy()
+    # One resample at a time: all at once would hold RESAMPLES numbers for every pair.
+    means = [
+        pairs[generator.integers(len(pairs), size=len(pairs))].mean() for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -13,13 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steer.models import EVERYWHERE, EditLayer, Intervention, SteeredModel
-from steer.models.batching import padded, run_batches
+from steer.models.batching import padded, run_passes
 from steer.models.hooks import keeping, replaying
-from steer.models.interventions import is_per_row, take_rows
-from steer.models.prefix import prefix_cache, repeated, shared_length
+from steer.models.interventions import check_rows, is_per_row, take_rows
+from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
 
-# Most tokens of a pass, padding included, where batch_size is auto.
-AUTO_TOKENS = {"cuda": 16384, "cpu": 1024}
 # Most bytes of block outputs that are kept for later steerings.
 REPLAY_BYTES = 2**30
 
@@ -45,17 +43,19 @@ class AnswerScorer:
         self.rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
         self.prompt_lengths = [len(p) for p in prompts]
         # A row's last prompt token predicts the answer's first: it must stay in the row's own part.
-        self.prefix = shared_length([p[:-1] for p in prompts])
+        fits = max(map(len, self.rows), default=0) <= attention_span(model)
+        self.prefix = shared_length([p[:-1] for p in prompts]) if fits else 0
         self.batch_size = batch_size
         self._kept: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
 
     @torch.inference_mode()
     def log_probs(self, interventions: Sequence[Intervention]) -> list[Tensor]:
-        """log P of each answer token given what is before it; float32 [tokens], a tensor a row.
+        """Log P of each answer token given what is before it; float32 [tokens], a tensor a row.
 
         Args:
             interventions: Per-row ones are for all rows; empty is the untouched model.
         """
+        check_rows(interventions, len(self.rows))
         edits = [i for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()]
         alike = all(e.where == EVERYWHERE and not is_per_row(e) for e in edits)
         prefix = self.prefix if alike else 0
@@ -66,12 +66,9 @@ class AnswerScorer:
         def run(rows: list[int]) -> list[Tensor]:
             return self._batch(rows, edits, prefix, cache, lowest)
 
-        automatic = self.batch_size == "auto"
-        limit = AUTO_TOKENS.get(self.model.device.type, AUTO_TOKENS["cpu"]) if automatic else None
-        size = len(self.rows) if automatic else int(self.batch_size)
         lengths = [len(row) - prefix for row in self.rows]
         found: dict[int, Tensor] = {}
-        for rows, values in run_batches(lengths, size, run, max_tokens=limit, fixed=not automatic):
+        for rows, values in run_passes(lengths, self.batch_size, self.model.device, run):
             found.update(zip(rows, values, strict=True))
         return [found[row] for row in range(len(self.rows))]
 
@@ -89,8 +86,11 @@ class AnswerScorer:
         longest = max(sizes)
         key = (lowest, prefix, tuple(rows))
         steps = take_rows(edits, torch.tensor(rows))
-        with self._sharing(key), self.model.steering(
-            steps, prompt_lengths=torch.tensor(lengths, device=self.model.device)
+        with (
+            self._sharing(key),
+            self.model.steering(
+                steps, prompt_lengths=torch.tensor(lengths, device=self.model.device)
+            ),
         ):
             logits = last_logits(self.model, own, longest + 1, cache)
         log_probs = logits[:, :-1].float().log_softmax(dim=-1)

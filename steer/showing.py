@@ -15,7 +15,9 @@ SHOWN = 4
 
 
 def show(
-    applier: BaseVectorApplier, results: Mapping[str, Sequence[Mapping[str, Any]]], written: Sequence[Path]
+    applier: BaseVectorApplier,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    written: Sequence[Path],
 ) -> None:
     """Print the first answers of each data set, unsteered, steered and steered the other way."""
     console = Console()
@@ -32,7 +34,9 @@ def side_by_side(
 ) -> Table:
     """A row an input; the answers steered the other way are made here."""
     other = opposite(applier.model.interventions())
-    reverse = [a.text for a in applier.answers([r["input"] for r in records], other)] if other else []
+    reverse = (
+        [a.text for a in applier.answers([r["input"] for r in records], other)] if other else []
+    )
     headers = ["input", "unsteered", "steered"] + (["steered the other way"] if other else [])
     table = Table(*headers, title=f"Answers: {name}", show_lines=True)
     for number, record in enumerate(records):

@@ -767,7 +767,7 @@ RUNS = [
     (
         "a model folder without config",
         lambda p: p.file("empty/readme") and p.load(model_name_or_path="./empty"),
-        r"^no model can be read from './empty': Unrec",
+        r"^./empty holds no model: there is no config.json in it",
     ),
     (
         "a model config that is broken",

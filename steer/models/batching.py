@@ -11,6 +11,23 @@ from accelerate.utils.memory import should_reduce_batch_size
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
+# Most tokens of a pass, padding included, where batch_size is auto. More gains nothing: on a CPU
+# caches are full, on a GPU the matrix units are.
+PASS_TOKENS = {"cuda": 16384, "cpu": 1024}
+
+
+def fixed_size(batch_size: int | str) -> int | None:
+    """Rows in a batch as somebody fixed them; None for `auto`.
+
+    Raises:
+        ValueError: Neither `auto` nor a whole number above 0.
+    """
+    if batch_size == "auto":
+        return None
+    if str(batch_size).isdecimal() and int(batch_size):
+        return int(batch_size)
+    raise ValueError(f"batch_size must be auto or 1 and more: got {batch_size!r}")
+
 
 def run_batches(
     lengths: Sequence[int],
@@ -38,7 +55,7 @@ def run_batches(
         try:
             result = run(rows)
         except RuntimeError as error:
-            if fixed or len(rows) == 1 or not should_reduce_batch_size(error):
+            if fixed or len(rows) == 1 or not _out_of_memory(error):
                 raise
             size = len(rows) // 2
             log.warning("out of memory with %d rows in a batch: going on with %d", len(rows), size)
@@ -50,6 +67,31 @@ def run_batches(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def run_passes(
+    lengths: Sequence[int],
+    batch_size: int | str,
+    device: torch.device,
+    run: Callable[[list[int]], R],
+) -> Iterator[tuple[list[int], R]]:
+    """`run_batches` for forward passes over rows of known text.
+
+    Args:
+        lengths: As there.
+        batch_size: Rows in a pass; `auto` suits the device.
+        device: The one that computes.
+        run: As there.
+    """
+    size = fixed_size(batch_size)
+    if size is not None:
+        return run_batches(lengths, size, run, fixed=True)
+    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
+    return run_batches(lengths, len(lengths), run, max_tokens=limit)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def padded(

@@ -9,8 +9,8 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-import torch
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
@@ -51,7 +51,7 @@ def _checked_gguf() -> Path:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the embedded model {EMBEDDED} is not installed: run {INSTALL}")
     if importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError("reading a GGUF file needs the package gguf: run pip install gguf")
+        raise ModuleNotFoundError("reading a GGUF file needs the package gguf: pip install gguf")
     path = Path(spec.origin).with_name(f"{EMBEDDED}.Q4_1.gguf")
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} is missing from its package: run {INSTALL}")
@@ -65,23 +65,31 @@ def _checked_gguf() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    # Slow to import, and not needed when the checkpoint is there.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     log.warning("preparing %s (once, about 20 s)", EMBEDDED)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # what a killed conversion left; we hold the lock
+    try:
+        _write_checkpoint(gguf, part)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_checkpoint(gguf: Path, folder: Path) -> None:
+    # Slow to import, and not needed when the checkpoint is there.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     # A model read from GGUF refuses to be saved: its weights go into a plain one.
-    config = read.config
+    config: Any = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     plain.load_state_dict(read.state_dict())
     plain.tie_weights()
-    plain.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.replace(folder)
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

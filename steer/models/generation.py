@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, set_seed
+from transformers import GenerationConfig, LogitsProcessorList, StopStringCriteria, set_seed
 
-from steer.models.batching import padded, run_batches
+from steer.models.batching import fixed_size, padded, run_batches
 from steer.models.chat import ChatFormat
-from steer.models.interventions import Intervention, take_rows
-from steer.models.sampling import WARPERS, generation_config, seeded
+from steer.models.interventions import Intervention, check_rows, take_rows
+from steer.models.sampling import generation_config, seeded
 from steer.models.steered_model import SteeredModel
-from steer.models.tally import Tally
+from steer.models.tally import Tally, merge
 
 log = logging.getLogger(__name__)
 
 AUTO_BATCH = {"cuda": 64, "cpu": 32}
+# Stands for no token in the search for stop strings: behind any vocabulary.
+NO_TOKEN = 2**62
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,6 @@ class Answer:
     new_ids: list[int]
     text: str
     complete: str
-
-
-def auto_batch_size(batch_size: int | str, device: torch.device) -> int:
-    """`batch_size`, or for `auto` one that suits the device; memory may still halve it."""
-    return (
-        AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"]) if batch_size == "auto" else int(batch_size)
-    )
 
 
 def generate_batches(
@@ -66,19 +61,25 @@ def generate_batches(
         batch_size: Rows in a batch; `auto` suits the device and halves when memory runs out.
         tally: Filled with counts of each steered layer.
     """
-    config = generation_config(model.model.generation_config, params)
-    _warn_of_unused(config, params)
+    config = _settled(generation_config(model.model.generation_config, params), model)
     steps = model.interventions() if interventions is None else interventions
+    check_rows(steps, len(prompts))
     seeds = [(row,) for row in range(len(prompts))] if seeds is None else seeds
 
     def run(rows: list[int]) -> list[Answer]:
         of_rows = take_rows(steps, torch.tensor(rows))
-        chosen = [prompts[row] for row in rows]
-        return _answers(model, chosen, config, of_rows, [seeds[row] for row in rows], tally)
+        chosen, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
+        counts: Tally | None = None if tally is None else {}
+        answers = _answers(model, chosen, config, of_rows, own, counts)
+        if tally is not None and counts is not None:
+            # Not before: passes in which memory ran out do not count.
+            merge(tally, counts)
+        return answers
 
-    size = auto_batch_size(batch_size, model.device)
+    fixed = fixed_size(batch_size)
+    size = fixed or AUTO_BATCH.get(model.device.type, AUTO_BATCH["cpu"])
     lengths = [len(prompt) for prompt in prompts]
-    yield from run_batches(lengths, size, run, fixed=batch_size != "auto")
+    yield from run_batches(lengths, size, run, fixed=fixed is not None)
 
 
 def generate(
@@ -121,8 +122,7 @@ def _answers(
     seeds: list[tuple[int, ...]],
     tally: Tally | None,
 ) -> list[Answer]:
-    pad = cast(int, model.tokenizer.pad_token_id)
-    ids, mask = padded(prompts, pad, "left", model.device)
+    ids, mask = padded(prompts, cast(int, config.pad_token_id), "left", model.device)
     processors = LogitsProcessorList()
     if config.do_sample and config.num_beams in (None, 1):
         config, processors = seeded(config, seeds)
@@ -135,12 +135,11 @@ def _answers(
             attention_mask=mask,
             generation_config=config,
             logits_processor=processors,
-            pad_token_id=pad,
             **({"tokenizer": model.tokenizer} if config.stop_strings else {}),
         )
-    ends = _end_ids(config, model)
-    news = [_until_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
-    return [answer_of_ids(model, list(p), new) for p, new in zip(prompts, news, strict=True)]
+    rows = zip(prompts, out[:, ids.shape[1] :].tolist(), strict=True)
+    ended = _Ends(config, model)
+    return [answer_of_ids(model, list(p), ended.cut(list(p), new)) for p, new in rows]
 
 
 def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Answer:
@@ -149,24 +148,32 @@ def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Ans
     return Answer(prompt, new, text, cast(str, model.tokenizer.decode(prompt + new)))
 
 
-def _end_ids(config: GenerationConfig, model: SteeredModel) -> set[int]:
-    ends = config.eos_token_id
-    if ends is None:
-        ends = model.tokenizer.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or ())
+def _settled(config: GenerationConfig, model: SteeredModel) -> GenerationConfig:
+    """`config` with the end and padding tokens that hold; padding is masked, any token will do."""
+    tokenizer = model.tokenizer
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    config.pad_token_id = next(pad for pad in pads if pad is not None)
+    return config
 
 
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    for place, token in enumerate(row):
-        if token in ends:
-            return row[: place + 1]
-    return row
+class _Ends:
+    """Where answers end: the end-of-text tokens and stop strings of a generation."""
 
+    def __init__(self, config: GenerationConfig, model: SteeredModel) -> None:
+        ends = config.eos_token_id
+        self.tokens = {ends} if isinstance(ends, int) else set(ends or ())
+        stops = config.stop_strings
+        self.strings = StopStringCriteria(model.tokenizer, stops) if stops else None
 
-def _warn_of_unused(config: GenerationConfig, params: dict[str, Any]) -> None:
-    unused = [name for name in WARPERS if params.get(name) is not None]
-    if unused and not config.do_sample:
-        log.warning("%s has no effect without do_sample: true", ", ".join(unused))
-    if not config.do_sample:
-        for name in WARPERS:
-            setattr(config, name, None)
+    def cut(self, prompt: list[int], new: list[int]) -> list[int]:
+        """`new` without the padding behind its end."""
+        places = [place for place, token in enumerate(new) if token in self.tokens]
+        if self.strings is not None:
+            # A string may begin in the prompt; a row of each length says where it first is whole.
+            texts = [(prompt + new)[: len(prompt) + n] for n in range(1, len(new) + 1)]
+            recent = [text[-self.strings.maximum_token_len :] for text in texts]
+            ids, _ = padded(recent, NO_TOKEN, "left", torch.device("cpu"))
+            places += self.strings(ids, None).nonzero().flatten().tolist()  # type: ignore[arg-type]
+        return new[: min(places) + 1] if places else new

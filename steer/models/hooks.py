@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,9 +28,7 @@ def edit_input(module: nn.Module, edit: TensorEdit) -> RemovableHandle:
     return module.register_forward_pre_hook(lambda _module, args: (edit(args[0]), *args[1:]))
 
 
-def watch_arguments(
-    module: nn.Module, see: Callable[[Mapping[str, Any]], None]
-) -> RemovableHandle:
+def watch_arguments(module: nn.Module, see: Callable[[Mapping[str, Any]], None]) -> RemovableHandle:
     """While the returned handle is open, `see` gets each call's arguments by name, beforehand."""
     signature = inspect.signature(module.forward)
 
@@ -43,7 +41,7 @@ def watch_arguments(
 
 @contextmanager
 def keeping(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that holds `module`'s latest output before edits registered later, if a tensor."""
+    """Yield a list with `module`'s latest output, if a tensor, before edits registered later."""
     kept: list[Tensor] = []
 
     def hook(_module: nn.Module, _args: object, output: object) -> None:
@@ -85,8 +83,8 @@ def _forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None
             module.__dict__["forward"] = before
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: the way out of a forward pass
-    """All that was asked for has been read."""
+class _Enough(Exception):
+    """All that was asked for has been read: no error, but the way out of a forward pass."""
 
 
 @contextmanager
@@ -111,7 +109,5 @@ def reading(modules: Iterable[tuple[int, nn.Module]]) -> Iterator[dict[int, Tens
     with ExitStack() as stack:
         for key, module in ordered:
             stack.enter_context(edit_output(module, keeper(key, key == ordered[-1][0])))
-        try:
+        with suppress(_Enough):
             yield recorded
-        except _Enough:
-            pass

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where
+from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where, for_batch
 
 
 class Edit(Protocol):
@@ -52,7 +52,7 @@ class Add:
     def __call__(self, hidden: Tensor) -> Tensor:
         change = self.change().float()
         if change.ndim == 2:
-            change = change.repeat_interleave(len(hidden) // len(change), dim=0)[:, None]
+            change = for_batch(change, len(hidden))[:, None]
         return (hidden.float() + change).to(hidden.dtype)
 
     def change(self) -> Tensor:
@@ -69,10 +69,10 @@ class Add:
         """The edit of the rows `index` of a batch."""
         vector, strength = self.vector, self.strength
         if vector.ndim == 2:
-            vector = vector[index]
+            vector = _taken(vector, index)
         if isinstance(strength, Tensor) and strength.ndim:
-            strength = strength[index]
-        return Add(vector, strength)
+            strength = _taken(strength, index)
+        return replace(self, vector=vector, strength=strength)
 
     def is_per_row(self) -> bool:
         """Whether it differs from row to row of a batch."""
@@ -111,11 +111,33 @@ def take_rows(interventions: Sequence[Intervention], index: Tensor) -> list[Inte
 
 def _of_rows(intervention: EditLayer, index: Tensor) -> EditLayer:
     where = intervention.where
-    if isinstance(where, TokenMask) and len(where.mask) > 1:
-        where = TokenMask(where.mask[index])
-    elif not isinstance(where, Positions | TokenMask):
+    if isinstance(where, TokenMask):
+        where = TokenMask(_taken(where.mask, index))
+    elif not isinstance(where, Positions) and len(where) > 1:
         where = [where[row] for row in index.tolist()]
     return replace(intervention, edit=intervention.edit.rows(index), where=where)
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` of `values`; a single row serves all."""
+    return values[index.to(values.device)] if len(values) > 1 else values
+
+
+def check_rows(interventions: Sequence[Intervention], rows: int) -> None:
+    """Raise a ValueError for what is given by row, but not for each of `rows` rows."""
+    for i in interventions:
+        counts = _row_counts(i) if isinstance(i, EditLayer) else []
+        for count in counts:
+            if count not in (1, rows):
+                raise ValueError(f"steering is given for {count} rows, there are {rows}")
+
+
+def _row_counts(intervention: EditLayer) -> list[int]:
+    where, edit = intervention.where, intervention.edit
+    counts = [len(edit.change())] if isinstance(edit, Add) and edit.is_per_row() else []
+    if isinstance(where, TokenMask):
+        return [*counts, len(where.mask)]
+    return counts if isinstance(where, Positions) else [*counts, len(where)]
 
 
 def is_per_row(intervention: EditLayer) -> bool:

@@ -74,7 +74,7 @@ class ModelSource:
         Raises:
             ValueError: An encoder-decoder model, or one that is nowhere to be had.
         """
-        key = fingerprint(asdict(self))
+        key = fingerprint(asdict(self) | {"dtype": str(self._dtype())})
         model = _in_use.get(key)
         if model is None:
             model, tokenizer = self._read()
@@ -118,18 +118,23 @@ class ModelSource:
         if name.endswith(".gguf"):
             path = find(name, "model file")
             return path.parent, {"gguf_file": path.name}
-        if name.startswith((".", "/", "~")) or Path(name).is_absolute():
-            return find(name, "model folder"), {}
+        if name.startswith((".", "/", "~")) or Path(name).is_absolute() or Path(name).is_dir():
+            folder = find(name, "model folder")
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"{name} holds no model: there is no config.json in it")
+            return folder, {}
         return name, {}
 
+    def _dtype(self) -> torch.dtype:
+        return DTYPES.get(self.dtype) or auto_dtype(torch.device(self.device))
+
     def _weights(self) -> dict[str, Any]:
-        device = torch.device(self.device)
         quantised = self.load_in_8bit or self.load_in_4bit
         settings = BitsAndBytesConfig(
             load_in_8bit=self.load_in_8bit, load_in_4bit=self.load_in_4bit
         )
         return {
-            "dtype": auto_dtype(device) if self.dtype == "auto" else DTYPES[self.dtype],
+            "dtype": self._dtype(),
             "device_map": self.device_map or {"": self.device},
             **({"quantization_config": settings} if quantised else {}),
             **self.model_kwargs,
@@ -154,7 +159,7 @@ def choose_device(device: str | int | torch.device) -> torch.device:
     if str(device) == "auto":
         return torch.device(_best_device())
     try:
-        chosen = torch.device(int(device) if str(device).isdigit() else device)
+        chosen = torch.device(f"cuda:{device}" if str(device).isdecimal() else device)
     except RuntimeError as error:
         raise ValueError(
             f"device {device!r} is not one: use auto, cpu, mps, cuda or cuda:N"
@@ -192,7 +197,7 @@ def _refuse_encoder_decoder(name: str, config: Any) -> None:
 
 
 def get_model(hparams: Any) -> tuple[SteeredModel, PreTrainedTokenizerBase]:
-    """EasyEdit2's loader: the model that `hparams` (a mapping or an object) names, and tokenizer."""
+    """EasyEdit2's loader: the model that `hparams` (mapping or object) names, and its tokenizer."""
     values = hparams if isinstance(hparams, Mapping) else vars(hparams)
     named = {f.name: values[f.name] for f in fields(ModelSource) if values.get(f.name) is not None}
     if "torch_dtype" in values and "dtype" not in named:

@@ -45,8 +45,8 @@ class Pass:
 
     Attributes:
         index: [batch, seq], number of each column's token in its row, from 0; below 0 is padding.
-        prompt_lengths: [batch], tokens of each row's prompt; None outside of generation, where
-            the first pass is taken for the whole prompt.
+        prompt_lengths: [rows], tokens of each row's prompt; None where nobody said, then nothing
+            can be relative to the prompt's end.
     """
 
     index: Tensor | None = None
@@ -87,7 +87,7 @@ class Pass:
         assert self.index is not None
         index = self.index.to(like.device)
         if isinstance(where, TokenMask):
-            mask = _for_batch(where.mask.to(like.device), len(index))
+            mask = for_batch(where.mask.to(like.device), len(index)).expand(len(index), -1)
             inside = (index >= 0) & (index < mask.shape[1])
             return inside & mask.gather(1, index.clamp(0, mask.shape[1] - 1))
         if self.prompt_lengths is None:
@@ -95,7 +95,7 @@ class Pass:
                 "steering relative to the prompt's end needs `prompt_lengths`: "
                 "give them to `steering(prompt_lengths=...)`, or use `generate`"
             )
-        lengths = _for_batch(self.prompt_lengths.to(like.device), len(index))
+        lengths = for_batch(self.prompt_lengths.to(like.device), len(index))
         relative = index - lengths[:, None]
         start, stop = _bounds(where, len(index), like.device)
         return (index >= 0) & (relative >= start) & (relative < stop)
@@ -107,10 +107,10 @@ def _bounds(where: Positions | Sequence[Positions], batch: int, device: torch.de
     starts = [-far if p.start is None else p.start for p in each]
     stops = [far if p.stop is None else p.stop for p in each]
     bounds = torch.tensor([starts, stops], device=device)
-    return torch.stack([_for_batch(bound, batch)[:, None] for bound in bounds])
+    return torch.stack([for_batch(bound, batch)[:, None] for bound in bounds])
 
 
-def _for_batch(rows: Tensor, batch: int) -> Tensor:
+def for_batch(rows: Tensor, batch: int) -> Tensor:
     """Repeat each row for the beams that generation made of it."""
     if len(rows) in (1, batch):
         return rows

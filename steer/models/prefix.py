@@ -1,11 +1,12 @@
 """The tokens with which all rows begin (a system prompt), read once instead of once a row."""
 
 import copy
+import math
 from collections.abc import Sequence
-from os.path import commonprefix
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steer.models.steered_model import SteeredModel
 
@@ -13,10 +14,32 @@ from steer.models.steered_model import SteeredModel
 SHORTEST = 8
 
 
+def common_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of `rows` begin with."""
+    return next(
+        (n for n, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1),
+        min(map(len, rows), default=0),
+    )
+
+
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of `rows` begin with; 0 where reading them apart does not pay."""
-    common = len(commonprefix([list(row) for row in rows]))
+    """`common_start`, or 0 where reading these tokens apart does not pay."""
+    common = common_start(rows)
     return common if common >= SHORTEST and len(rows) > 1 else 0
+
+
+def attention_span(model: SteeredModel) -> float:
+    """Tokens that every block sees at once: its narrowest window, without one infinity.
+
+    0 where a block keeps another state than keys and values (a recurrence). Windows count
+    columns, padding included: padding behind a shared beginning is harmless only where nothing
+    is longer than this.
+    """
+    layers = DynamicCache(config=model.model.config).layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return 0
+    windows = (n for layer in layers if (n := getattr(layer, "sliding_window", None)) is not None)
+    return min(windows, default=math.inf)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Sampling that gives each row its own random numbers, whatever batch it is in."""
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
@@ -22,9 +24,12 @@ from transformers import (
 
 from steer.build import unknown
 
+log = logging.getLogger(__name__)
+
 # In the order in which transformers applies them; each with the value that changes nothing.
-WARPERS: dict[str, tuple[type[LogitsProcessor], float]] = {
+WARPERS: dict[str, tuple[type[LogitsProcessor], float | None]] = {
     "temperature": (TemperatureLogitsWarper, 1.0),
+    "top_h": (TopHLogitsWarper, None),
     "top_k": (TopKLogitsWarper, 0),
     "top_p": (TopPLogitsWarper, 1.0),
     "min_p": (MinPLogitsWarper, 0.0),
@@ -50,27 +55,51 @@ VALUES: tuple[tuple[str, tuple[type, ...], tuple[str, ...]], ...] = (
 )
 # What transformers uses where neither the user nor the model's own file says anything.
 DEFAULT_TOP_K = 50
+# What a greedy search is told: a value of transformers' own, so that it does not warn of ours.
+QUIET = {"top_k": DEFAULT_TOP_K, "min_p": None}
+# Parameter -> what it must be here, and what to do instead.
+FIXED: dict[str, tuple[object, str]] = {
+    "num_return_sequences": (1, "use num_responses"),
+    "return_dict_in_generate": (False, "answers hold the tokens"),
+}
 
 
 def generation_config(base: GenerationConfig | None, params: dict[str, Any]) -> GenerationConfig:
     """The model's own generation settings with `params` over them.
 
     Raises:
-        ValueError: A parameter that `transformers`' `generate` does not have, or a value that it
-            would not understand.
+        ValueError: A parameter that `transformers`' `generate` does not have, a value that it would
+            not understand, or a `FIXED` one.
     """
     config = deepcopy(base) if base is not None else GenerationConfig()
-    allowed = GenerationConfig().to_dict() | config.to_dict()
+    known = [name for name in config.to_dict() if not name.startswith("_")]
     for name, value in params.items():
-        if name not in allowed:
-            raise ValueError(unknown("generation parameter", name, allowed))
-        kind, kinds = next(((k, t) for k, t, names in VALUES if name in names), ("", (object,)))
-        # True is 1 to Python, but here it is a mistake.
-        if value is not None and (not isinstance(value, kinds) or (value is True and kind != FLAG)):
-            raise ValueError(f"generation parameter {name} must be {kind}: got {value!r}")
-    if params.get("num_return_sequences") not in (None, 1):
-        raise ValueError("num_return_sequences is not supported: use num_responses")
-    config.update(**params)
+        _check_parameter(name, value, known)
+    if params.get("do_sample", config.do_sample):
+        config.update(**params)
+        return config
+    unused = [name for name in WARPERS if params.get(name) is not None]
+    if unused:
+        log.warning("%s has no effect without do_sample: true", ", ".join(unused))
+    config.update(**{name: value for name, value in params.items() if name not in WARPERS})
+    return _without_warpers(config)
+
+
+def _check_parameter(name: str, value: object, known: list[str]) -> None:
+    if name not in known:
+        raise ValueError(unknown("generation parameter", name, known))
+    kind, kinds = next(((k, t) for k, t, names in VALUES if name in names), (FLAG, (object,)))
+    # True is 1 to Python, but here it is a mistake.
+    if value is not None and (not isinstance(value, kinds) or (value is True and kind != FLAG)):
+        raise ValueError(f"generation parameter {name} must be {kind}: got {value!r}")
+    if name in FIXED and value not in (None, FIXED[name][0]):
+        raise ValueError(f"{name} is not supported: {FIXED[name][1]}")
+
+
+def _without_warpers(config: GenerationConfig) -> GenerationConfig:
+    # Not simply None: transformers would put the model's own values in its place, and warn of them.
+    for name, (_, neutral) in WARPERS.items():
+        setattr(config, name, QUIET.get(name, neutral))
     return config
 
 
@@ -92,7 +121,7 @@ class SeededSampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [batch, vocab] that leave one token a row."""
-        warped = self.warpers(input_ids, scores)
+        warped = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         # float64: a float32 running sum over a large vocabulary loses rare tokens.
         heights = warped.double().softmax(dim=-1).cumsum(dim=-1)
         drawn = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64)
@@ -116,6 +145,5 @@ def seeded(
             value = DEFAULT_TOP_K
         if value is not None and value != neutral:
             warpers.append(warper(value))  # type: ignore[call-arg]
-        setattr(config, name, None)
     config.do_sample = False
-    return config, LogitsProcessorList([SeededSampling(seeds, warpers)])
+    return _without_warpers(config), LogitsProcessorList([SeededSampling(seeds, warpers)])

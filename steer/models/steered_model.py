@@ -40,7 +40,13 @@ class SteeredModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[return-value]
+        embeddings: Any = self.model.get_input_embeddings()
+        if embeddings.weight.device.type != "meta":
+            return embeddings.weight.device
+        # Offloaded: accelerate fetches the weights to a device of its own for each call.
+        hook = embeddings._hf_hook
+        used = [one.execution_device for one in getattr(hook, "hooks", [hook])]
+        return torch.device("cpu" if used[0] is None else used[0])
 
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward takes an argument of that name."""
@@ -138,7 +144,9 @@ def _layer_edit(edits: list[EditLayer], now: Pass, counts: LayerTally | None) ->
         for one in placed[device]:
             columns = now.chosen(one.where, hidden)
             changed = one.edit(hidden)
-            hidden = changed if columns is None else torch.where(columns[..., None], changed, hidden)
+            hidden = (
+                changed if columns is None else torch.where(columns[..., None], changed, hidden)
+            )
             if counts is not None:
                 real = now.real(hidden)
                 here = real if columns is None else columns

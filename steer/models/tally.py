@@ -34,6 +34,13 @@ class LayerTally:
             norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
             norms.append(norm.masked_fill(~steered, torch.nan))
 
+    def add(self, other: "LayerTally") -> None:
+        """Count what `other` counted too."""
+        self.passes += other.passes
+        self.residual += other.residual
+        self.change += other.change
+        self.gated |= other.gated
+
     def summary(self) -> dict[str, Any]:
         """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
         residual, change = self._numbers(self.residual), self._numbers(self.change)
@@ -55,3 +62,9 @@ class LayerTally:
 
 
 Tally = dict[int, LayerTally]
+
+
+def merge(tally: Tally, more: Tally) -> None:
+    """Add the counts of `more` to `tally`."""
+    for layer, counts in more.items():
+        tally.setdefault(layer, LayerTally()).add(counts)

@@ -1,0 +1,214 @@
+"""What steering does, in numbers that can be had another way."""
+
+import math
+
+import pytest
+import torch
+from conftest import full_logits, ids_of
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from steer.effect import (
+    Pair,
+    bootstrap,
+    divergence,
+    measure_effect,
+    pairs_of,
+    perplexity_ratio,
+    randomised,
+)
+from steer.models import Add, Answer, ChatFormat, EditLayer, EditPrompt, SteeredModel
+
+VECTOR = torch.randn(16, generator=torch.Generator().manual_seed(1))
+PLUS, MINUS = 80, 90  # the first tokens of the answers that are wanted, and of those that are not
+
+
+def pairs(count: int) -> list[Pair]:
+    rows = zip(ids_of([4] * count), ids_of([2] * count, 1), ids_of([3] * count, 2), strict=True)
+    return [Pair(prompt, [PLUS, *one], [MINUS, *other]) for prompt, one, other in rows]
+
+
+def total(model: SteeredModel, prompt: list[int], answer: list[int], vector: torch.Tensor) -> float:
+    """log P(answer | prompt) with `vector` added to the last block."""
+    edits = {2: lambda hidden: hidden + vector}
+    log_probs = full_logits(model, prompt + answer, edits).log_softmax(-1)
+    return sum(float(log_probs[len(prompt) - 1 + n, token]) for n, token in enumerate(answer))
+
+
+# ---- bootstrap ----
+
+
+def test_the_interval_of_a_constant_is_the_constant():
+    assert bootstrap(torch.full((7,), 2.5)) == (2.5, 2.5)
+
+
+def test_the_interval_of_0_and_1_reaches_from_0_to_1():
+    # Two draws give 0, 1/2 and 1 with chances 1/4, 1/2 and 1/4.
+    assert bootstrap(torch.tensor([0.0, 1.0])) == (0.0, 1.0)
+
+
+def test_the_interval_of_many_is_the_normal_one():
+    # 400 values of mean 1 and standard deviation 2: 1 -+ 1.96 * 2 / 20.
+    low, high = bootstrap(torch.tensor([-1.0, 3.0] * 200))
+    assert low == pytest.approx(1 - 0.196, abs=0.015)
+    assert high == pytest.approx(1 + 0.196, abs=0.015)
+
+
+def test_the_interval_is_the_same_every_time():
+    values = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert bootstrap(values) == bootstrap(values)
+
+
+# ---- random vectors ----
+
+
+def test_random_vectors_keep_norm_layer_strength_and_place():
+    steps = [EditLayer(0, Add(VECTOR, -2.0)), EditLayer(2, Add(torch.randn(3, 16), 0.5))]
+    first, second = randomised(steps, 0), randomised(steps, 1)
+    for random in (first, second):
+        assert [step.layer for step in random] == [0, 2]
+        assert [step.edit.strength for step in random] == [-2.0, 0.5]
+        for step, given in zip(random, steps, strict=True):
+            torch.testing.assert_close(
+                step.edit.vector.norm(dim=-1), given.edit.vector.norm(dim=-1)
+            )
+    assert all(
+        not torch.allclose(a.edit.vector, b.edit.vector) for a, b in zip(first, second, strict=True)
+    )
+    assert torch.equal(randomised(steps, 1)[0].edit.vector, second[0].edit.vector)
+
+
+# ---- effect ----
+
+
+def test_the_effect_is_that_of_the_slow_loop_and_turns_with_the_vector(model: SteeredModel):
+    chosen = pairs(6)
+    head = model.model.get_output_embeddings().weight
+    vector = 20 * (head[PLUS] - head[MINUS]).detach()
+    zero = torch.zeros(16)
+    changes = [
+        total(model, p.prompt, p.matching, vector)
+        - total(model, p.prompt, p.not_matching, vector)
+        - total(model, p.prompt, p.matching, zero)
+        + total(model, p.prompt, p.not_matching, zero)
+        for p in chosen
+    ]
+    effect = measure_effect(model, [(chosen, [EditLayer(2, Add(vector))])], "here", controls=2)
+    assert effect.mean == pytest.approx(sum(changes) / 6, abs=1e-3)
+    assert 0 < effect.low < effect.mean < effect.high
+    assert (effect.pairs, effect.source, len(effect.controls)) == (6, "here", 2)
+    turned = measure_effect(model, [(chosen, [EditLayer(2, Add(vector, -1.0))])], "here", 0)
+    assert turned.mean < 0
+    assert turned.controls == []
+
+
+def test_a_random_vector_has_the_effect_reported_for_it(model: SteeredModel):
+    steps = [EditLayer(1, Add(5 * VECTOR))]
+    effect = measure_effect(model, [(pairs(3), steps)], "here", controls=2)
+    for seed in (0, 1):
+        alone = measure_effect(model, [(pairs(3), randomised(steps, seed))], "here", controls=0)
+        assert effect.controls[seed] == pytest.approx(alone.mean, abs=1e-4)
+
+
+def test_folds_are_each_judged_with_their_own_vector(model: SteeredModel):
+    chosen = pairs(5)
+    steps = [EditLayer(1, Add(5 * VECTOR))], [EditLayer(1, Add(-5 * VECTOR))]
+    parts = [
+        measure_effect(model, [(half, own)], "", controls=0)
+        for half, own in zip((chosen[:2], chosen[2:]), steps, strict=True)
+    ]
+    whole = measure_effect(model, [(chosen[:2], steps[0]), (chosen[2:], steps[1])], "", controls=0)
+    assert whole.mean == pytest.approx((2 * parts[0].mean + 3 * parts[1].mean) / 5, abs=1e-4)
+
+
+def test_what_is_in_force_has_no_say(model: SteeredModel):
+    groups = [(pairs(3), [EditLayer(1, Add(VECTOR))])]
+    before = measure_effect(model, groups, "here", controls=1)
+    model.steer("caa", [EditLayer(1, Add(9 * VECTOR))])
+    assert measure_effect(model, groups, "here", controls=1) == before
+
+
+def test_there_is_no_control_for_what_is_no_vector(model: SteeredModel):
+    effect = measure_effect(model, [(pairs(2), [EditPrompt("Be kind.")])], "here")
+    assert (effect.mean, effect.controls) == (0.0, [])
+
+
+# ---- pairs ----
+
+ROW = {"question": "ab", "matching": "x", "not_matching": "yz"}
+
+
+def test_a_pair_is_a_prompt_and_two_answers(model: SteeredModel):
+    letter = {c: ord(c) - 33 for c in "abxyz"}
+    space = model.tokenizer(" ")["input_ids"]
+    (pair,) = pairs_of(model, [ROW], ChatFormat())
+    assert pair.prompt == [letter["a"], letter["b"]]
+    assert pair.matching == [*space, letter["x"]]
+    assert pair.not_matching == [*space, letter["y"], letter["z"]]
+
+
+def test_the_chat_template_goes_before_the_answers(model: SteeredModel):
+    chat = ChatFormat(use_chat_template=True, system_prompt="S")
+    (pair,) = pairs_of(model, [ROW], chat)
+    assert model.tokenizer.decode(pair.prompt) == "<system>S\n<user>ab\n<assistant>"
+    assert model.tokenizer.decode(pair.matching) == " x"
+
+
+def test_an_answer_without_a_question_is_scored_from_its_first_token(model: SteeredModel):
+    (pair,) = pairs_of(model, [ROW | {"question": ""}], ChatFormat())
+    texts = [model.tokenizer.decode(ids) for ids in (pair.prompt, pair.matching, pair.not_matching)]
+    assert texts == ["<eos>", " x", " yz"]
+
+
+def merging() -> PreTrainedTokenizerFast:
+    """Joins a space and the letter x to one token."""
+    merged = Tokenizer(
+        models.BPE(
+            vocab={"b": 0, " ": 1, "x": 2, "y": 3, " x": 4, "b x": 5},
+            merges=[(" ", "x"), ("b", " x")],
+        )
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=merged)
+
+
+def test_tokens_that_merge_with_one_answer_are_scored_with_both(model: SteeredModel):
+    # "b x" is one token, "b y" three: what the two sides share is only what stands before.
+    other = SteeredModel(model.model, merging())
+    (pair,) = pairs_of(other, [ROW | {"question": "bb", "not_matching": "y"}], ChatFormat())
+    assert (pair.prompt, pair.matching, pair.not_matching) == ([0], [5], [0, 1, 3])
+
+
+def test_a_row_without_an_answer_is_named(model: SteeredModel):
+    with pytest.raises(ValueError, match=r"^row 2: 'matching' is empty"):
+        pairs_of(model, [ROW, ROW | {"matching": " "}], ChatFormat())
+
+
+# ---- text that should not change ----
+
+
+def test_the_divergence_is_that_of_the_slow_loop(model: SteeredModel):
+    texts = ["a", "hello you", "why", "not so long", "b", "the sixth"]
+    each = []
+    for text in texts:
+        ids = model.tokenizer(text)["input_ids"]
+        plain = full_logits(model, ids).log_softmax(-1)
+        steered = full_logits(model, ids, {1: lambda hidden: hidden + VECTOR}).log_softmax(-1)
+        each += (plain.exp() * (plain - steered)).sum(-1).tolist()
+    found = divergence(model, texts, [EditLayer(1, Add(VECTOR))])
+    assert found == pytest.approx(sum(each) / len(each), rel=1e-3)
+    assert len(each) == sum(map(len, texts))
+    assert divergence(model, texts, []) == 0
+
+
+def test_the_perplexity_ratio_is_that_of_the_slow_loop(model: SteeredModel):
+    model.steer("caa", [EditLayer(2, Add(9 * VECTOR))])
+    zero = torch.zeros(16)
+    steered = [Answer([1, 2], [3, 4, 5], "", ""), Answer([6], [7], "", ""), Answer([1], [], "", "")]
+    plain = [Answer([1, 2], [8], "", ""), Answer([6], [9, 9], "", "")]
+    means = []
+    for answers in (steered, plain):
+        logs = sum(total(model, a.prompt_ids, a.new_ids, zero) for a in answers if a.new_ids)
+        means.append(logs / sum(len(a.new_ids) for a in answers))
+    expected = math.exp(means[1] - means[0])
+    assert perplexity_ratio(model, steered, plain) == pytest.approx(expected, rel=1e-4)
+    assert perplexity_ratio(model, steered, [Answer([1], [], "", "")]) is None
