@@ -124,7 +124,8 @@ class BaseVectorApplier:
 
     def results_path(self, dataset: str) -> Path:
         """Where the results of a data set go."""
-        return Path(self.settings.generation_output_dir or ".", f"{dataset}_results.json")
+        place = Path(self.settings.generation_output_dir or ".").expanduser()
+        return place / f"{dataset}_results.json"
 
     def answers(
         self, texts: Sequence[str], interventions: Sequence[Intervention], **params: Any

@@ -49,8 +49,12 @@ def build(
             `cls.__post_init__` refuses; the message names where the value came from.
     """
     origin = origin or {}
-    checked = {key: _checked(cls, key, value, origin) for key, value in values.items()}
     every: Any = fields(cls)  # type: ignore[arg-type]
+    names = [f.name for f in every]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{_prefix(origin.get(key, ''))}{unknown('key', key, names)}")
+    checked = _converted(cls, values, origin)
     for name in [f.name for f in every if f.default is f.default_factory is MISSING]:
         if name not in checked:
             raise ValueError(f"{_prefix(source)}the key {name!r} is missing")
@@ -62,17 +66,28 @@ def build(
         raise ValueError(f"{_prefix(files)}{error}") from error
 
 
-def _checked(cls: type, key: str, value: object, origin: Mapping[str, str]) -> Any:
-    where = _prefix(origin.get(key, ""))
-    kinds = {f.name: f.type for f in fields(cls)}
-    if key not in kinds:
-        raise ValueError(f"{where}{unknown('key', key, kinds)}")
+def _converted(cls: type, values: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), {key: value})
-        container = OmegaConf.to_container(merged, resolve=True)
+        return _as_typed(cls, values)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{where}{key} must be {_kind(kinds[key])}: got {value!r}") from error
-    return container[key]  # type: ignore[index,call-overload]
+        for key, value in values.items():
+            _check_type(cls, key, value, origin)
+        raise ValueError(_one_line(error)) from error
+
+
+def _as_typed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = OmegaConf.merge(OmegaConf.structured(cls), dict(values))
+    container: Any = OmegaConf.to_container(merged, resolve=True)
+    return {key: container[key] for key in values}
+
+
+def _check_type(cls: type, key: str, value: object, origin: Mapping[str, str]) -> None:
+    try:
+        _as_typed(cls, {key: value})
+    except OmegaConfBaseException as error:
+        kind = next(_kind(f.type) for f in fields(cls) if f.name == key)
+        where = _prefix(origin.get(key, ""))
+        raise ValueError(f"{where}{key} must be {kind}: got {value!r}") from error
 
 
 def _prefix(where: str) -> str:

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from steer.build import COMMAND_LINE, unknown
@@ -134,9 +134,9 @@ def _short(file: Path) -> str:
 def _job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     def job(cfg: DictConfig) -> None:
         _start_logging()
-        with open_dict(cfg):
-            cfg["origin_of"] = _origins(cfg)
         try:
+            with open_dict(cfg):
+                cfg["origin_of"] = _origins(cfg)
             main(cfg)
         except (*USERS_MISTAKES, KeyboardInterrupt) as error:
             _fail(error)
@@ -158,8 +158,9 @@ def _fail(error: BaseException) -> NoReturn:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
+        argument = error.override.lstrip("+")
         return (
-            f"cannot read the argument {error.override!r}: write key=value, a list as key=[1,2], "
+            f"cannot read the argument {argument!r}: write key=value, a list as key=[1,2], "
             "and text with commas or brackets in quotes within quotes, key=\"'a, b'\""
         )
     return str(error) or type(error).__name__
@@ -182,7 +183,9 @@ def _origins(cfg: DictConfig) -> dict[str, str]:
     sources = [s.path for s in state.runtime.config_sources if s.provider == "main"]
     file = _short(Path(sources[0], f"{state.job.config_name}.yaml"))
     origins = {str(key): file for key in cfg}
-    for override in state.overrides.task:
+    # Not resolved: an interpolation in an argument has its place in the config alone.
+    overrides: Any = OmegaConf.to_container(state.overrides.task, resolve=False)
+    for override in overrides:
         key, *inner = override.lstrip("+~").split("=")[0].split(".")
         origins[key] = f"{file} and {COMMAND_LINE}" if inner and key in origins else COMMAND_LINE
     return origins

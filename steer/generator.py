@@ -105,7 +105,7 @@ class BaseVectorGenerator:
                 f"{key} has no place to write: give steer_vector_output_dirs, or set "
                 "save_vectors: false"
             )
-        return Path(output, dataset, self.hparams_dict[key].folder)
+        return Path(output, dataset, self.hparams_dict[key].folder).expanduser()
 
     def _train(self, key: str, dataset: str, rows: Sequence[Row]) -> Trained:
         folder = self.folder(key, dataset)

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
@@ -15,14 +15,18 @@ _SHORTEST = 8
 
 def redacted(value: Any) -> Any:
     """A copy of a JSON-like value in which no secret of the environment is left."""
+    return _without(_secrets(), value)
+
+
+def _without(secrets: Sequence[str], value: Any) -> Any:
     if isinstance(value, str):
-        for secret in _secrets():
+        for secret in secrets:
             value = value.replace(secret, HIDDEN)
         return value
     if isinstance(value, dict):
-        return {redacted(key): redacted(item) for key, item in value.items()}
+        return {_without(secrets, key): _without(secrets, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(item) for item in value]
+        return [_without(secrets, item) for item in value]
     return value
 
 

@@ -1,0 +1,230 @@
+"""The three scripts, run in process with a tiny model, as a user would run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from desk import ROOT, Desk
+
+SCRIPTS = ["steering.py", "vectors_generate.py", "vectors_apply.py"]
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Desk:
+    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
+
+
+# ---- what they do ------------------------------------------------------------------------------
+
+
+def test_steering_shows_answers_side_by_side_the_report_and_the_paths(desk: Desk):
+    printed = desk.run("steering.py")
+    assert desk.status == 0, desk.said
+    for header in ("unsteered", "steered", "steered the other way", "Steering report"):
+        assert f" {header} " in printed
+    assert "held-out file of mine" in printed
+    assert "written: out/vectors/mine/caa_vector" in printed
+    assert "written: out/answers/mine_results.json" in printed
+
+
+def test_generate_then_apply_give_the_answers_of_steering(desk: Desk):
+    desk.run("steering.py", generate_orig_output="true")
+    once = desk.answers()
+    vectors = (desk.out / "vectors/mine/caa_vector/layer_1.pt").read_bytes()
+    for path in sorted(desk.out.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    desk.run("vectors_generate.py")
+    assert desk.status == 0, desk.said
+    assert (desk.out / "vectors/mine/caa_vector/layer_1.pt").read_bytes() == vectors
+    desk.run("vectors_apply.py", generate_orig_output="true")
+    assert desk.status == 0, desk.said
+    assert desk.answers() == once
+    assert any(row["pred"] != row["orig_pred"] for row in once)
+
+
+def test_nothing_but_results_is_left_behind(desk: Desk):
+    before = desk.files()
+    for script in SCRIPTS:
+        desk.run(script)
+    left = {name for name in desk.files() - before if not name.endswith(".lock")}
+    assert left == {
+        "out/vectors/mine/caa_vector/layer_1.pt",
+        "out/vectors/mine/caa_vector/metadata.json",
+        "out/answers/mine_results.json",
+        "out/answers/mine_run.json",
+    }
+
+
+def test_several_data_sets_are_answered_and_kept_apart(desk: Desk):
+    desk.rows("other.jsonl", [{"matching": "Yes.", "not_matching": "No."}])
+    formats = (desk.folder / "hparams/Steer/dataset_format.yaml").read_text()
+    formats = formats.replace("train: {", "train: {other: {file_path: other.jsonl}, ")
+    desk.write("hparams/Steer/dataset_format.yaml", formats)
+    desk.run("steering.py", steer_train_dataset="[mine,other]", generation_data="[mine,more]")
+    assert desk.status == 0, desk.said
+    for name in ("mine", "other"):
+        place = desk.out / "answers" / name
+        assert len(json.loads((place / "mine_results.json").read_text())) == 4
+        (row,) = json.loads((place / "more_results.json").read_text())
+        assert row["reference_response"] == "Nothing"
+
+
+def test_resume_shows_the_same_report_again_without_answering(desk: Desk):
+    first = desk.run("steering.py")
+    stamp = (desk.out / "answers/mine_results.json").stat().st_mtime_ns
+    again = desk.run("steering.py", resume="true")
+    assert desk.status == 0, desk.said
+    assert "already made" in desk.said
+    assert "already answered" in desk.said
+    assert again == first
+    assert (desk.out / "answers/mine_results.json").stat().st_mtime_ns == stamp
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+ERRORS = [
+    ({"layer": "[1]"}, "command line: unknown key 'layer'; did you mean 'layers'?"),
+    ({"layers": "abc"}, "command line: layers must be a list of whole numbers"),
+    (
+        {"layers": "[1"},
+        "cannot read the argument 'layers=[1': write key=value, a list as key=[1,2]",
+    ),
+    ({"model_name_or_path": "./gone"}, "no model folder at ./gone"),
+    ({"api_key": "sk-1"}, "api_key: keys and tokens come from the environment only"),
+    ({"model_kwargs__token": "hf_1"}, "model_kwargs.token: keys and tokens come from the environm"),
+    (
+        {"steer_train_dataset": "sentimant"},
+        "unknown train data set of hparams/Steer/dataset_format",
+    ),
+    ({"steer_vector_output_dirs": "train.jsonl"}, "cannot write to train.jsonl/mine/caa_vector"),
+    ({"system_prompt": "${nothing}"}, "config: Interpolation key 'nothing' not found"),
+]
+
+
+@pytest.mark.parametrize("more, message", ERRORS, ids=[next(iter(e[0])) for e in ERRORS])
+def test_a_mistake_is_one_line_on_stderr_and_status_1(desk: Desk, more: dict, message: str):
+    printed = desk.run("vectors_generate.py", **more)
+    assert desk.status == 1
+    assert desk.said.startswith(f"error: {message}")
+    assert desk.said.count("\n") == 1
+    assert printed == ""
+
+
+def test_a_config_that_is_not_there_is_named_with_the_nearest(desk: Desk):
+    desk.bare("vectors_apply.py", "--config-name", "vector_aply")
+    assert desk.status == 1
+    assert (
+        "unknown config 'vector_aply'; did you mean 'vector_apply'? (allowed: config," in desk.said
+    )
+    assert desk.said.count("\n") == 1
+
+
+def test_a_word_without_a_value_is_named(desk: Desk):
+    desk.bare("vectors_apply.py", "layers", "12")
+    assert desk.status == 1
+    assert desk.said.startswith("error: cannot read the argument 'layers': write key=value")
+
+
+def test_the_whole_traceback_is_shown_where_asked_for(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STEER_TRACEBACK", "1")
+    desk.run("vectors_generate.py", layers="[9]")
+    assert desk.status == 1
+    assert desk.said.count("Traceback (most recent call last):") >= 1
+    assert "layers [9] do not exist: the model has 3 decoder blocks" in desk.said
+
+
+def test_a_mistake_of_ours_is_not_hidden(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("steer.datasets.prepare_train_datasets", broken)
+    with pytest.raises(KeyError, match="ours"):
+        desk.run("vectors_generate.py")
+
+
+def test_an_interrupted_run_says_how_to_go_on(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    desk.run("vectors_generate.py")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steer.applier.answer_jobs", interrupted)
+    desk.run("vectors_apply.py")
+    assert desk.status == 130
+    assert desk.said.splitlines()[-1] == (
+        "interrupted: finished answers and vectors are kept; resume=true goes on from them"
+    )
+    assert "Traceback" not in desk.said
+
+
+def test_steering_finds_a_mistake_in_its_second_half_before_it_trains(desk: Desk):
+    desk.run("steering.py", multipliers="[1,2]")
+    assert desk.status == 1
+    assert "layers and multipliers go in pairs: got 1 layers [1] and 2 multipliers" in desk.said
+    desk.run("steering.py", generation_data="nothing")
+    assert desk.status == 1
+    assert not desk.out.exists()
+
+
+# ---- help and start-up -------------------------------------------------------------------------
+
+
+def started(*arguments: str) -> str:
+    """What a Python process prints that also says which big libraries it had imported."""
+    code = (
+        "import atexit, runpy, sys, time\n"
+        "start = time.process_time()\n"
+        "def end():\n"
+        "    big = [m for m in ('torch', 'transformers', 'hydra') if m in sys.modules]\n"
+        "    print(f'\\nimported {big} in {time.process_time() - start:.2f} s')\n"
+        "atexit.register(end)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__') if sys.argv else __import__('steer')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return done.stdout
+
+
+def test_import_steer_is_quick_and_imports_nothing_big():
+    printed = started()
+    sys.stdout.write(printed)
+    assert "imported [] in" in printed
+    assert float(printed.split()[-2]) < 0.4
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_usage_and_every_key_with_its_comment(script: str):
+    printed = started(script, "--help")
+    sys.stdout.write(printed)
+    assert f"python {script}" in printed
+    assert "--explain-config" in printed
+    assert "key=value" in printed
+    assert "model_name_or_path: SmolLM2-135M-Instruct  # embedded; or a Hub id, a folder" in printed
+    assert "hparams/Steer/<method>_hparams" in printed
+    assert "imported ['hydra'] in" in printed
+    assert float(printed.split()[-2]) < 2
+
+
+def test_help_shows_the_config_that_was_chosen(desk: Desk):
+    desk.write("mine/top.yaml", "seed: 3  # ${not} an $interpolation here\n")
+    printed = desk.bare("steering.py", "--config-path=mine", "-cn", "top", "-h")
+    assert desk.status == 0
+    assert "mine/top.yaml:\n\nseed: 3  # ${not} an $interpolation here\n" in printed
