@@ -1,8 +1,8 @@
 """Make steering vectors, apply them, answer, and prove that it steered: all in one run.
 
-    python steering.py
-    python steering.py layers=[12] multipliers=[4] model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
-    python steering.py --explain-config
+python steering.py
+python steering.py layers=[12] multipliers=[4] model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
+python steering.py --explain-config
 """
 
 from omegaconf import DictConfig
@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> None:
         if place and len(datasets) > 1:
             applier.settings.generation_output_dir = f"{place}/{name}"
         applier.apply_vectors(generator.vectors(name), generator.folds(name))
-        show(applier, applier.generate(inputs), generator.folders(name))
+        results = applier.generate(inputs)
+        show(applier, results, generator.folders(name), both_ways=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Apply saved steering vectors and answer, as hparams/Steer/vector_apply.yaml says.
 
-    python vectors_apply.py
-    python vectors_apply.py multipliers=[-2] generation_data_size=4
+python vectors_apply.py
+python vectors_apply.py multipliers=[-2] generation_data_size=4
 """
 
 from omegaconf import DictConfig
@@ -13,12 +13,14 @@ from steer.cli import script
 @script("vector_apply")
 def main(cfg: DictConfig) -> None:
     """Steer by what is in the config's folders, and answer the config's data sets."""
+    from steer.showing import show
+
     applier = steer.BaseVectorApplier(cfg)
     applier.apply_vectors()
     # Your own inputs instead of the config's:
     # datasets = {"mine": [{"input": "hello"}, {"input": "how are you"}]}
     datasets = steer.prepare_generation_datasets(cfg)
-    applier.generate(datasets)
+    show(applier, applier.generate(datasets))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ sharing what all rows begin with. `--memory` measures the peak for 64 and 640 pa
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from torch import nn
-
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
+from torch import nn
 
 from steer.activations import AUTO_TOKENS, Passage, contrast
 from steer.datasets import DatasetLoader
@@ -25,7 +23,9 @@ from steer.models import SteeredModel
 from steer.models.batching import padded, run_batches
 
 
-def loop(model: SteeredModel, wanted: list[Passage], shunned: list[Passage], layer: int) -> torch.Tensor:
+def loop(
+    model: SteeredModel, wanted: list[Passage], shunned: list[Passage], layer: int
+) -> torch.Tensor:
     """Two passes a pair, nothing shared, nothing left out."""
     differences = []
     read: list[torch.Tensor] = []
@@ -38,7 +38,7 @@ def loop(model: SteeredModel, wanted: list[Passage], shunned: list[Passage], lay
         for sides in zip(wanted, shunned, strict=True):
             means = []
             for passage in sides:
-                model.model(torch.tensor([list(passage.ids)], device=model.device)).logits
+                model.model(torch.tensor([list(passage.ids)], device=model.device))
                 means.append(read[0][0, passage.start :].mean(dim=0).detach().cpu())
             differences.append(means[0] - means[1])
     return torch.stack(differences).mean(dim=0)

@@ -8,9 +8,8 @@ report; (floor) transformers' `generate`, unsteered, on the same batches.
 """
 
 import torch
-from torch import nn
-
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
+from torch import nn
 
 from steer.datasets import DatasetLoader
 from steer.models import Add, ChatFormat, EditLayer, SteeredModel, generate_batches
@@ -58,7 +57,9 @@ def floor(model: SteeredModel, prompts: list[list[int]], tokens: int, size: int)
             pass
 
 
-def _generate(model: SteeredModel, ids: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+def _generate(
+    model: SteeredModel, ids: torch.Tensor, mask: torch.Tensor, tokens: int
+) -> torch.Tensor:
     return model.model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=mask,

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-
 from _measure import interleaved, parser, ratio, report
 
 ROOT = Path(__file__).resolve().parents[1]

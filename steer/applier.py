@@ -17,7 +17,7 @@ from steer.datasets import (
     named_rows,
     prepare_generation_datasets,
 )
-from steer.effect import divergence, measure_effect, pairs_of, perplexity_ratio
+from steer.effect import Effect, divergence, measure_effect, pairs_of, perplexity_ratio
 from steer.files import fingerprint
 from steer.journal import Journal
 from steer.methods import Applier
@@ -51,7 +51,7 @@ class BaseVectorApplier:
     Attributes:
         hparams_dict: Method key -> its settings; change them and call `apply_vectors` again.
         model: The model with what is in force; `model.reset_all()` takes everything out.
-        report: Of the latest data set answered.
+        reports: Of each data set answered, by name.
     """
 
     def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
@@ -61,8 +61,9 @@ class BaseVectorApplier:
         self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
         shared = model if model is not None else self.settings.source.load()
         self.model = SteeredModel(shared.model, shared.tokenizer)
-        self.report: SteeringReport | None = None
+        self.reports: dict[str, SteeringReport] = {}
         self._folds: Folds = {}
+        self._judged: dict[str, tuple[Effect | None, str, float]] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -88,7 +89,7 @@ class BaseVectorApplier:
         Raises:
             ValueError: Vectors that are missing, broken, or made for another model.
         """
-        self._folds = folds or {}
+        self._folds, self._judged = folds or {}, {}
         for key, half in self.hparams_dict.items():
             own = (vectors or {}).get(key)
             own = half.load(self.model) if own is None else own
@@ -174,10 +175,10 @@ class BaseVectorApplier:
                 journal=kept,
                 label=f"answering {name}",
             )
-        records = [
-            record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)
-        ]
-        self.report = None if tally is None else self._measured(tally, found, older)
+        records = [record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
+        self.reports.pop(name, None)
+        if tally is not None:
+            self.reports[name] = self._measured(tally, found, older)
         if save:
             self._save(name, records, about)
         return records
@@ -218,12 +219,13 @@ class BaseVectorApplier:
         if there is None:
             return None
         records, run = there
-        self.report = SteeringReport.of(run["report"]) if run.get("report") else None
+        if run.get("report"):
+            self.reports[name] = SteeringReport.of(run["report"])
         return records
 
     def _save(self, name: str, records: list[Record], about: Mapping[str, Any]) -> None:
-        report = self.report.as_dict() if self.report else None
-        more = {"origin": self.run.origin, "report": report}
+        report = self.reports.get(name)
+        more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
         save_results(self.results_path(name), records, about, more)
 
     def _measured(
@@ -238,20 +240,26 @@ class BaseVectorApplier:
             report.why_not["layers"] = f"{len(older)} answers of the killed run are not counted"
         if self.settings.report != "full" or not steps:
             return report
-        loader = DatasetLoader()
-        groups, source = self._held_out(loader)
-        if groups:
-            report.effect = measure_effect(self.model, groups, source)
-        else:
-            report.why_not["effect"] = source
-        neutral = [str(row["text"]) for row in loader.load_file(NEUTRAL, "valid")]
-        report.kl = divergence(self.model, neutral, steps)
+        self._judge(report, steps)
         plain = [answer for name, answer in found.items() if name.endswith("/orig")]
         steered = [answer for name, answer in found.items() if not name.endswith("/orig")]
         report.perplexity_ratio = perplexity_ratio(self.model, steered, plain)
         if not plain:
             report.why_not["perplexity_ratio"] = "set generate_orig_output: true"
         return report
+
+    def _judge(self, report: SteeringReport, steps: Sequence[Intervention]) -> None:
+        """Effect and KL, which are the same for every data set answered under `steps`."""
+        key = fingerprint([describe(step) for step in steps])
+        if key not in self._judged:
+            loader = DatasetLoader()
+            groups, source = self._held_out(loader)
+            effect = measure_effect(self.model, groups, source) if groups else None
+            neutral = [str(row["text"]) for row in loader.load_file(NEUTRAL, "valid")]
+            self._judged = {key: (effect, source, divergence(self.model, neutral, steps))}
+        report.effect, source, report.kl = self._judged[key]
+        if report.effect is None:
+            report.why_not["effect"] = source
 
     def _held_out(self, loader: DatasetLoader) -> tuple[list[Any], str]:
         """Pairs to judge by, each group with its interventions; and where they come from."""

@@ -17,23 +17,32 @@ SHOWN = 4
 def show(
     applier: BaseVectorApplier,
     results: Mapping[str, Sequence[Mapping[str, Any]]],
-    written: Sequence[Path],
+    written: Sequence[Path] = (),
+    *,
+    both_ways: bool = False,
 ) -> None:
-    """Print the first answers of each data set, unsteered, steered and steered the other way."""
+    """Print each data set's first answers and report, and where all is.
+
+    Args:
+        applier: What answered.
+        results: By data set name.
+        written: Folders of vectors, named too.
+        both_ways: Answer the shown inputs steered the other way as well.
+    """
     console = Console()
     for name, records in results.items():
-        console.print(side_by_side(applier, name, records[:SHOWN]))
-    if applier.report is not None:
-        console.print(render(applier.report))
+        console.print(side_by_side(applier, name, records[:SHOWN], both_ways))
+        if name in applier.reports:
+            console.print(render(applier.reports[name]))
     for path in [*written, *(applier.results_path(name) for name in results)]:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 def side_by_side(
-    applier: BaseVectorApplier, name: str, records: Sequence[Mapping[str, Any]]
+    applier: BaseVectorApplier, name: str, records: Sequence[Mapping[str, Any]], both_ways: bool
 ) -> Table:
     """A row an input; the answers steered the other way are made here."""
-    other = opposite(applier.model.interventions())
+    other = opposite(applier.model.interventions()) if both_ways else []
     reverse = (
         [a.text for a in applier.answers([r["input"] for r in records], other)] if other else []
     )

@@ -80,7 +80,9 @@ def test_a_folder_without_a_model_is_said_to_hold_none(tmp_path: Path):
 def test_a_folder_without_weights_is_not_taken_for_a_name_on_the_hub(tmp_path: Path):
     tiny_config("llama").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"^no model can be read from {str(tmp_path)!r}: .*model.safetensors"):
+    with pytest.raises(
+        ValueError, match=f"^no model can be read from {str(tmp_path)!r}: .*model.safetensors"
+    ):
         source(tmp_path).load()
 
 

@@ -342,7 +342,7 @@ def test_a_run_that_cancels_itself_gives_the_unsteered_answers(tmp_path: Path):
         golden = run.golden(item, "unsteered")
         if sure_steps(golden) == len(golden["new_ids"]):
             assert record["pred"] == record["orig_pred"] == [golden["text"]]
-    assert applier.report is not None
-    (layer,) = applier.report.layers.values()
+    assert applier.reports
+    (layer,) = applier.reports["data"].layers.values()
     assert layer["passes"] > 0
     assert layer["dose"] < 1e-6

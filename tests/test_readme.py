@@ -58,7 +58,9 @@ def test_commands_run_in_their_order(desk: Path):
     demo = printed[0]
     assert "unsteered" in demo
     assert "Steering report" in demo
-    assert (desk / "generation/SmolLM2-135M-Instruct/sentiment/caa/sentiment_results.json").is_file()
+    assert (
+        desk / "generation/SmolLM2-135M-Instruct/sentiment/caa/sentiment_results.json"
+    ).is_file()
     assert (desk / "vectors/imported/caa_vector/layer_15.pt").is_file()
 
 

@@ -235,7 +235,10 @@ def test_what_was_answered_is_not_answered_again(bench: Bench, broken_off: str, 
     monkeypatch.setattr("steer.models.generation._answers", counting)
     applier = bench.apply(broken_off, resume=True)
     assert 0 < kept == 6 * 3 - sum(counted)
-    assert applier.report.why_not["layers"] == f"{kept} answers of the killed run are not counted"
+    assert (
+        applier.reports["mine"].why_not["layers"]
+        == f"{kept} answers of the killed run are not counted"
+    )
     assert bench.answers(broken_off) == bench.answers("whole")
 
 
@@ -279,7 +282,7 @@ def test_a_setting_without_influence_may_change(
 
 def test_without_resume_all_is_done_anew(bench: Bench, broken_off: str):
     applier = bench.apply(broken_off, seed=3)
-    assert "layers" not in applier.report.why_not
+    assert "layers" not in applier.reports["mine"].why_not
     assert bench.answers(broken_off) != bench.answers("whole")
 
 
@@ -290,7 +293,7 @@ def test_a_finished_run_is_not_repeated(bench: Bench, monkeypatch: pytest.Monkey
     assert {name: v.tolist() for name, v in again.items()} == {
         n: v.tolist() for n, v in made.items()
     }
-    assert bench.apply("done", resume=True).report == first.report
+    assert bench.apply("done", resume=True).reports == first.reports
 
 
 def test_vectors_of_other_settings_are_made_anew(bench: Bench):
