@@ -63,6 +63,7 @@ class BaseVectorApplier:
         self.model = SteeredModel(shared.model, shared.tokenizer)
         self.report: SteeringReport | None = None
         self._folds: Folds = {}
+        self._applied: set[str] = set()
 
     @property
     def tokenizer(self) -> Any:
@@ -88,11 +89,17 @@ class BaseVectorApplier:
         Raises:
             ValueError: Vectors that are missing, broken, or made for another model.
         """
-        self._folds = folds or {}
+        steps: dict[str, list[Intervention]] = {}
         for key, half in self.hparams_dict.items():
             own = (vectors or {}).get(key)
             own = half.load(self.model) if own is None else own
-            self.model.steer(key, half.interventions(self.model, own))
+            steps[key] = half.interventions(self.model, own)
+        # Nothing is changed before all is known to fit; a key taken out of hparams_dict ends here.
+        for key in self._applied - steps.keys():
+            self.model.reset(key)
+        for key, of_method in steps.items():
+            self.model.steer(key, of_method)
+        self._folds, self._applied = folds or {}, set(steps)
 
     def generate(
         self,
@@ -173,9 +180,7 @@ class BaseVectorApplier:
                 journal=kept,
                 label=f"answering {name}",
             )
-        records = [
-            record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)
-        ]
+        records = [record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
         self.report = None if tally is None else self._measured(tally, found, older)
         if save:
             self._save(name, records, about)

@@ -563,7 +563,10 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     "header, message",
-    [("{", "is not a safetensors file"), ('{"vectors": 1}', "is not a steering vector's metadata")],
+    [
+        ("{", "its metadata 'steer' is broken"),
+        ('{"vectors": 1}', "is not a steering vector's metadata"),
+    ],
 )
 def test_a_header_that_is_broken_is_refused(tmp_path: Path, header: str, message: str):
     save_file({"layer_1": vector()}, tmp_path / "bad.safetensors", metadata={"steer": header})
