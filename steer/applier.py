@@ -64,6 +64,7 @@ class BaseVectorApplier:
         self.reports: dict[str, SteeringReport] = {}
         self._folds: Folds = {}
         self._judged: dict[str, tuple[Effect | None, str, float]] = {}
+        self._applied: set[str] = set()
 
     @property
     def tokenizer(self) -> Any:
@@ -89,11 +90,17 @@ class BaseVectorApplier:
         Raises:
             ValueError: Vectors that are missing, broken, or made for another model.
         """
-        self._folds, self._judged = folds or {}, {}
+        steps: dict[str, list[Intervention]] = {}
         for key, half in self.hparams_dict.items():
             own = (vectors or {}).get(key)
             own = half.load(self.model) if own is None else own
-            self.model.steer(key, half.interventions(self.model, own))
+            steps[key] = half.interventions(self.model, own)
+        # Nothing is changed before all is known to fit; a key taken out of hparams_dict ends here.
+        for key in self._applied - steps.keys():
+            self.model.reset(key)
+        for key, of_method in steps.items():
+            self.model.steer(key, of_method)
+        self._folds, self._applied, self._judged = folds or {}, set(steps), {}
 
     def generate(
         self,

@@ -110,7 +110,7 @@ def _part(path: Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
-    except OSError:
+    except BaseException:
         part.unlink()
         raise
     return part

@@ -206,11 +206,11 @@ def test_metadata_holds_no_place_on_this_machine(trained: Trained):
     assert '"/' not in text
 
 
-def test_settings_that_name_a_file_keep_its_name_alone(tmp_path: Path):
-    from steer.generator import _portable
-
-    values = {"sae_paths": [str(tmp_path)], "system_prompt": "/no/such place"}
-    assert _portable(values) == {"sae_paths": [tmp_path.name], "system_prompt": "/no/such place"}
+def test_a_setting_that_is_a_place_on_this_machine_keeps_its_last_name_alone(trained: Trained):
+    trained.run(layers=[1], system_prompt=str(trained.place))
+    assert trained.entries()["layer_1"]["hparams"]["system_prompt"] == trained.place.name
+    trained.run(layers=[1], system_prompt="/no/such place")
+    assert trained.entries()["layer_1"]["hparams"]["system_prompt"] == "/no/such place"
 
 
 def test_the_residual_norm_is_the_median_over_answers_of_a_tokens_usual_norm(trained: Trained):
@@ -563,7 +563,10 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     "header, message",
-    [("{", "is not a safetensors file"), ('{"vectors": 1}', "is not a steering vector's metadata")],
+    [
+        ("{", "its metadata 'steer' is broken"),
+        ('{"vectors": 1}', "is not a steering vector's metadata"),
+    ],
 )
 def test_a_header_that_is_broken_is_refused(tmp_path: Path, header: str, message: str):
     save_file({"layer_1": vector()}, tmp_path / "bad.safetensors", metadata={"steer": header})

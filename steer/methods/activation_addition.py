@@ -163,5 +163,6 @@ class AddMergedVectors(AddVectors):
         self, model: SteeredModel, vectors: Mapping[str, Tensor]
     ) -> list[Intervention]:
         """One `EditLayer` for each of `layers`; EasyEdit2's short names in memory are taken too."""
-        short = {f"{name}_merged_vector": vector for name, vector in vectors.items()}
-        return super().interventions(model, {**short, **vectors})
+        short = {name: name.removesuffix("_merged_vector") for name in self.names()}
+        given = {name: vectors[s] for name, s in short.items() if s in vectors}
+        return super().interventions(model, {**given, **vectors})

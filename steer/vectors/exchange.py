@@ -78,15 +78,20 @@ def import_safetensors(path: str | Path, folder: str | Path) -> list[str]:
         with safe_open(path, "pt") as file:
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = (file.metadata() or {}).get("steer")
-        entries: Entries = {}
-        if header is not None:
-            entries = check_metadata(json.loads(header), path)["vectors"]
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if not vectors:
         raise ValueError(f"{path} has no tensors: nothing to import")
-    save_vectors(folder, vectors, entries)
+    save_vectors(folder, vectors, {} if header is None else _entries(path, header))
     return list(vectors)
+
+
+def _entries(path: Path, header: str) -> Entries:
+    try:
+        metadata = json.loads(header)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata 'steer' is broken: {error}") from error
+    return check_metadata(metadata, path)["vectors"]
 
 
 def export_gguf(folder: str | Path, path: str | Path) -> list[str]:

@@ -26,8 +26,6 @@ FORMAT_VERSION = 1
 METADATA = "metadata.json"
 HOOK_POINT = "output of decoder block n (residual stream behind it), n counted from 0"
 
-_NAME = re.compile(r"\w[\w.+-]*")
-
 
 def save_vectors(
     folder: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, Mapping[str, Any]]
@@ -43,7 +41,8 @@ def save_vectors(
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
 
     Raises:
-        ValueError: A name that is not a file's, or a vector with NaN or infinity.
+        ValueError: A name that is no file name, or a vector with NaN; nothing is written.
+        OSError: The folder cannot be written, or the disk is full.
     """
     folder = Path(folder)
     files: dict[Path, bytes] = {}
@@ -73,10 +72,9 @@ def save_vectors(
 
 
 def _checked(name: str, vector: Tensor) -> Tensor:
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name for a vector: use letters, digits, and _ . + - inside"
-        )
+    # A name may come from a foreign file, and must not lead out of the folder.
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"{name!r} is no name for a vector: use letters, digits and . _ + -")
     if not vector.isfinite().all():
         raise ValueError(f"vector {name} holds NaN or infinity, and is not saved")
     return vector
@@ -107,7 +105,8 @@ def check_metadata(metadata: Any, origin: str | Path) -> dict[str, Any]:
     entries = metadata.get("vectors") if isinstance(metadata, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise ValueError(
-            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'"
+            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'; "
+            "make the vectors anew, or remove the file"
         )
     version = metadata.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
@@ -188,7 +187,7 @@ def read_tensor(path: Path) -> Tensor:
     Raises:
         ValueError: A broken file, one that would run code, or not one tensor of finite numbers.
     """
-    broken = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError)
+    broken = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError)
     # What a broken pickle makes of the unpickler's own state.
     broken = (*broken, KeyError, IndexError, AttributeError, TypeError, AssertionError)
     try:
@@ -217,7 +216,7 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
     if list(vector.shape) != [model["hidden_size"]]:
         raise ValueError(
             f"{path} does not fit: its shape is {list(vector.shape)}, the model {model['id']} is "
-            f"{model['hidden_size']} wide; make the vector with a model of that width"
+            f"{model['hidden_size']} wide; make the vector with this model"
         )
 
 
