@@ -63,15 +63,8 @@ def _pair(model: SteeredModel, row: Row, number: int, chat: ChatFormat) -> Pair:
     ]
     # Where the question's last tokens merge with an answer's first, they belong to the answers.
     start = common_start([chat.encode(model.tokenizer, question), *sides])
-    prompt = sides[0][:start] or [_first_token(model)]
+    prompt = sides[0][:start] or [model.first_token]
     return Pair(prompt, sides[0][start:], sides[1][start:])
-
-
-def _first_token(model: SteeredModel) -> int:
-    """What stands before a text that has nothing before it."""
-    tokenizer = model.tokenizer
-    ids: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
-    return next(token for token in ids if token is not None)
 
 
 def measure_effect(
