@@ -49,6 +49,11 @@ class SteeredModel:
         return torch.device("cpu" if used[0] is None else used[0])
 
     @property
+    def spread(self) -> bool:
+        """Whether accelerate keeps the blocks on several devices."""
+        return len(set(getattr(self.model, "hf_device_map", {}).values())) > 1
+
+    @property
     def first_token(self) -> int:
         """What stands before a text that no token stands before."""
         tokenizer: Any = self.tokenizer
