@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steer.datasets import Row, answer_of, question_of
-from steer.likelihood import AnswerScorer, answer_log_probs, last_logits
+from steer.likelihood import REPLAY_BYTES, AnswerScorer, answer_log_probs, last_logits
 from steer.models import Add, Answer, ChatFormat, EditLayer, Intervention, SteeredModel
 from steer.models.batching import run_batches
 from steer.models.prefix import common_start
@@ -63,15 +63,8 @@ def _pair(model: SteeredModel, row: Row, number: int, chat: ChatFormat) -> Pair:
     ]
     # Where the question's last tokens merge with an answer's first, they belong to the answers.
     start = common_start([chat.encode(model.tokenizer, question), *sides])
-    prompt = sides[0][:start] or [_first_token(model)]
+    prompt = sides[0][:start] or [model.first_token]
     return Pair(prompt, sides[0][start:], sides[1][start:])
-
-
-def _first_token(model: SteeredModel) -> int:
-    """What stands before a text that has nothing before it."""
-    tokenizer = model.tokenizer
-    ids: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
-    return next(token for token in ids if token is not None)
 
 
 def measure_effect(
@@ -93,7 +86,7 @@ def measure_effect(
         isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s
     )
     seeds = range(controls if addable else 0)
-    scorers = [_scorer(model, pairs) for pairs, _ in groups]
+    scorers = [_scorer(model, pairs, REPLAY_BYTES // len(groups)) for pairs, _ in groups]
     with tqdm(total=2 + len(seeds), desc="measuring the effect", unit="pass") as bar:
 
         def margins(change: Callable[[Interventions], Interventions]) -> Tensor:
@@ -110,10 +103,10 @@ def measure_effect(
     return Effect(float(changes.mean()), low, high, len(changes), means, source)
 
 
-def _scorer(model: SteeredModel, pairs: Sequence[Pair]) -> AnswerScorer:
+def _scorer(model: SteeredModel, pairs: Sequence[Pair], replay_bytes: int) -> AnswerScorer:
     prompts = [pair.prompt for pair in pairs]
     answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
-    return AnswerScorer(model, prompts * 2, answers)
+    return AnswerScorer(model, prompts * 2, answers, replay_bytes=replay_bytes)
 
 
 def _margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:

@@ -18,7 +18,6 @@ from steer.models.hooks import keeping, replaying
 from steer.models.interventions import check_rows, is_per_row, take_rows
 from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
 
-# Most bytes of block outputs that are kept for later steerings.
 REPLAY_BYTES = 2**30
 
 
@@ -30,6 +29,7 @@ class AnswerScorer:
         prompts: Token ids, at least one each.
         answers: As many, at least one token each.
         batch_size: Rows in a pass; `auto` suits the device.
+        replay_bytes: Most bytes of block outputs that are kept for later steerings.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class AnswerScorer:
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         batch_size: int | str = "auto",
+        replay_bytes: int = REPLAY_BYTES,
     ) -> None:
         self.model = model
         self.rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
@@ -46,6 +47,7 @@ class AnswerScorer:
         fits = max(map(len, self.rows), default=0) <= attention_span(model)
         self.prefix = shared_length([p[:-1] for p in prompts]) if fits else 0
         self.batch_size = batch_size
+        self.replay_bytes = replay_bytes
         self._kept: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
 
     @torch.inference_mode()
@@ -60,7 +62,7 @@ class AnswerScorer:
         alike = all(e.where == EVERYWHERE and not is_per_row(e) for e in edits)
         prefix = self.prefix if alike else 0
         with self.model.steering(edits):
-            cache = prefix_cache(self.model, self.rows[0][:prefix])
+            cache = prefix_cache(self.model, self.rows[0][:prefix] if prefix else [])
         lowest = min((e.layer for e in edits), default=self.model.depth)
 
         def run(rows: list[int]) -> list[Tensor]:
@@ -112,7 +114,7 @@ class AnswerScorer:
             with keeping(self.model.blocks[lowest]) as kept:
                 yield
             used = sum(tensor.nbytes for tensor in self._kept.values())
-            if kept and used + kept[0].nbytes <= REPLAY_BYTES:
+            if kept and used + kept[0].nbytes <= self.replay_bytes:
                 self._kept[key] = kept[0]
 
 
@@ -139,9 +141,10 @@ def last_logits(
     if not bool(mask.all()) or cache is not None:
         positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         inputs |= {"attention_mask": mask, "position_ids": positions}
-    # Column numbers, not their count: a slice of the hidden states would not be contiguous, and
-    # the head three times as slow.
-    inputs["logits_to_keep"] = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
+    # Column numbers where they can be: a slice of the hidden states would not be contiguous, and
+    # the head three times as slow. accelerate would send them to another device than the head's.
+    columns = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
+    inputs["logits_to_keep"] = keep if model.spread else columns
     accepted = {k: v for k, v in inputs.items() if model.accepts(k)}
     output = cast(Any, model.model)(**accepted, use_cache=cache is not None)
     return output.logits[:, -keep:]

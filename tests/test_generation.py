@@ -138,7 +138,7 @@ WARPED = [
 def test_tokens_are_as_frequent_as_transformers_own_warpers_say(
     one_model: SteeredModel, params: dict[str, Any]
 ):
-    prompt, n = PROMPTS[0], 3000
+    prompt, n = PROMPTS[0], 2000
     one = {"do_sample": True, "max_new_tokens": 1, **params}
     ids = torch.tensor([prompt])
     out = one_model.model.generate(
@@ -204,6 +204,7 @@ def test_the_models_own_sampling_settings_hold_and_are_not_warned_of(
         ({"update": 3}, r"unknown generation parameter 'update' \(allowed: assistant_conf"),
         ({"num_return_sequences": 2}, "^num_return_sequences is not supported: use num_responses$"),
         ({"return_dict_in_generate": True}, "^return_dict_in_generate is not supported: answers"),
+        ({"min_length": 3}, "^min_length is not supported: use min_new_tokens$"),
         ({"do_sample": True, "temperature": 0.0}, "strictly positive float"),
         ({"batch_size": 0}, "^batch_size must be auto or 1 and more: got 0$"),
         ({"batch_size": "many"}, "^batch_size must be auto or 1 and more: got 'many'$"),
@@ -219,7 +220,55 @@ def test_settings_that_say_what_is_so_anyway_are_taken(model: SteeredModel):
     assert new_ids(model, GREEDY | said) == new_ids(model, GREEDY)
 
 
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2}, {"do_sample": True}], ids=str)
+def test_a_repetition_penalty_does_not_see_the_padding(model: SteeredModel, more: dict[str, Any]):
+    # The token of the padding is what every row would say, were it not punished.
+    model.steer("caa", [EditLayer(2, Add(40 * model.model.get_output_embeddings().weight[257]))])
+    params = GREEDY | NEVER | {"repetition_penalty": 3.0, "max_new_tokens": 4} | more
+    alone = new_ids(model, params, batch_size=1, seeds=SEEDS)
+    assert new_ids(model, params, seeds=SEEDS) == alone
+    assert alone != new_ids(model, GREEDY | NEVER | more, seeds=SEEDS)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(model: SteeredModel):
+    params = GREEDY | NEVER | {"repetition_penalty": 1.5}
+    expected = [transformers_alone(model, prompt, **params) for prompt in PROMPTS]
+    assert new_ids(model, params) == expected
+    assert expected != new_ids(model, GREEDY | NEVER)
+
+
 # ---- where answers end ----
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_a_greatest_length_is_each_rows_own(model: SteeredModel, batch_size: int):
+    limit = {"do_sample": False, "max_length": 12}
+    found = new_ids(model, limit | NEVER, batch_size=batch_size)
+    assert [len(row) for row in found] == [12 - len(prompt) for prompt in PROMPTS]
+    assert found[1] == transformers_alone(model, PROMPTS[1], **limit, **NEVER)
+    with pytest.raises(ValueError, match=r"^max_length 9 leaves no room behind a prompt of 9 tok"):
+        new_ids(model, limit | {"max_length": 9})
+
+
+def test_twenty_tokens_are_said_where_nobody_says_how_many(model: SteeredModel):
+    assert {len(row) for row in new_ids(model, {"do_sample": False, **NEVER})} == {20}
+
+
+def test_the_models_own_greatest_length_yields_to_max_new_tokens(
+    model: SteeredModel, caplog: pytest.LogCaptureFixture
+):
+    model.model.generation_config.max_length = 10
+    assert {len(row) for row in new_ids(model, GREEDY | NEVER)} == {8}
+    assert caplog.messages == []
+    assert [len(row) for row in new_ids(model, NEVER, PROMPTS[:2])] == [6, 1]
+
+
+def test_a_prompt_without_tokens_begins_with_the_first_one(model: SteeredModel):
+    empty, other = generate(model, ["", "abc"], **GREEDY)
+    assert empty.prompt_ids == [256]
+    assert empty.new_ids == generate(model, [""], **GREEDY)[0].new_ids
+    assert empty.new_ids == transformers_alone(model, [256], **GREEDY)
+    assert other.new_ids == generate(model, ["abc"], **GREEDY)[0].new_ids
 
 
 @pytest.mark.parametrize("pad", [257, 256])
@@ -296,7 +345,7 @@ class Small:
 def test_an_automatic_batch_is_halved_when_memory_runs_out(
     model: SteeredModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    params = SAMPLED | NEVER
+    params = SAMPLED | NEVER | {"max_new_tokens": 3}
     model.steer("caa", [EditLayer(1, Add(VECTORS), GENERATED)])
     counts: Tally = {}
     expected = new_ids(model, params, seeds=SEEDS, batch_size=2, tally=counts)
@@ -308,7 +357,7 @@ def test_an_automatic_batch_is_halved_when_memory_runs_out(
         "out of memory with 3 rows in a batch: going on with 1",
     ]
     said, all_said = again[1].summary(), counts[1].summary()
-    assert said["tokens"] == all_said["tokens"] == 7 * 5
+    assert said["tokens"] == all_said["tokens"] == 7 * 2
     assert said["dose"] == pytest.approx(all_said["dose"])
 
 
@@ -387,7 +436,6 @@ def test_sampled_beams_are_the_same_again(model: SteeredModel):
 )
 def test_what_is_given_for_one_row_is_for_all(model: SteeredModel, edit: EditLayer):
     alone = [new_ids(model, GREEDY, [prompt], interventions=[edit])[0] for prompt in PROMPTS]
-    assert new_ids(model, GREEDY, interventions=[edit]) == alone
     assert new_ids(model, GREEDY, interventions=[edit], batch_size=2) == alone
 
 

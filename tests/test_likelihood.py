@@ -7,7 +7,6 @@ import torch
 from conftest import adding, full_logits, hooks_on, ids_of, steered, tiny_config
 from torch import Tensor
 
-from steer import likelihood
 from steer.likelihood import AnswerScorer, answer_log_probs, last_logits
 from steer.models import (
     EVERYWHERE,
@@ -144,9 +143,9 @@ def test_blocks_below_the_steered_one_are_computed_once(model: SteeredModel):
     assert hooks_on(model.model) == before
 
 
-def test_what_does_not_fit_is_computed_again(model: SteeredModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(likelihood, "REPLAY_BYTES", 0)
-    scorer, asked = AnswerScorer(model, prompts(0), ANSWERS), prompts(0)
+def test_what_does_not_fit_is_computed_again(model: SteeredModel):
+    asked = prompts(0)
+    scorer = AnswerScorer(model, asked, ANSWERS, replay_bytes=0)
     expected = slow(model, asked, {1: lambda hidden: hidden + VECTOR})
     for _ in range(2):
         assert_rows(scorer.log_probs([EditLayer(1, Add(VECTOR))]), expected)
@@ -181,6 +180,10 @@ def test_interventions_for_other_rows_and_unknown_sizes_are_refused(model: Steer
         scorer.log_probs([EditLayer(1, Add(VECTOR.expand(3, -1)))])
     with pytest.raises(ValueError, match=r"^batch_size must be auto or 1 and more: got 'all'$"):
         answer_log_probs(model, prompts(0), ANSWERS, batch_size="all")
+
+
+def test_no_rows_have_no_answers(model: SteeredModel):
+    assert AnswerScorer(model, [], []).log_probs([EditLayer(1, Add(VECTOR))]) == []
 
 
 def test_a_prompt_of_one_token_is_enough(model: SteeredModel):

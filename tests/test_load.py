@@ -319,6 +319,7 @@ def test_a_spread_model_is_read_and_scored_as_a_whole_one(
         for one, other in zip(found, wanted_rows, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert hooks_on(offloaded.model) == before
+    assert (offloaded.spread, spread[1].spread) == (True, False)
     assert next(offloaded.blocks[1].parameters()).device.type == "meta"
 
 

@@ -1,5 +1,8 @@
 """A model of any layout: blocks found, outputs edited and read, and nothing left behind."""
 
+import hashlib
+import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,10 +22,12 @@ from steer.models import (
     generate,
 )
 from steer.models.hooks import edit_input, edit_output, replaying
+from steer.models.interventions import describe, on_device, opposite
 from steer.models.layout import blocks_of
 
 VECTOR = torch.randn(16, generator=torch.Generator().manual_seed(1))
 (ROW,) = ids_of([11])
+SHA256_OF_2 = hashlib.sha256(struct.pack("<f", 2.0)).hexdigest()
 INPUTS = {"input_ids": torch.tensor([ROW])}
 
 
@@ -254,3 +259,34 @@ def test_an_unknown_layout_is_refused():
         "Unlisted has no list of 3 decoder blocks: its layout is not known; a decoder model of "
         "transformers keeps them in one torch.nn.ModuleList"
     )
+
+
+# ---- interventions as data ----
+
+
+@pytest.mark.parametrize(
+    "strength, said",
+    [(2.0, 2.0), (torch.tensor(2.0), {"shape": [], "sha256": SHA256_OF_2})],
+    ids=["number", "tensor"],
+)
+def test_an_intervention_can_be_described_as_json(strength: float | Tensor, said: object):
+    described = describe(EditLayer(3, Add(torch.tensor([2.0]), strength), GENERATED))
+    assert described == {
+        "kind": "EditLayer",
+        "layer": 3,
+        "edit": {"vector": {"shape": [1], "sha256": SHA256_OF_2}, "strength": said},
+        "where": {"start": 0, "stop": None},
+    }
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_the_opposite_adds_the_other_way_round():
+    steps = [EditPrompt("Be kind."), EditLayer(1, Add(VECTOR, -2.0), GENERATED)]
+    (turned,) = opposite(steps)
+    assert (turned.layer, turned.edit.strength, turned.where) == (1, -2.0, GENERATED)
+    torch.testing.assert_close(turned.edit.vector, -VECTOR, rtol=0, atol=0)
+
+
+def test_an_edit_moves_with_all_its_tensors():
+    moved = on_device(Add(VECTOR, torch.ones(3)), torch.device("meta"))
+    assert (moved.vector.device.type, moved.strength.device.type) == ("meta", "meta")

@@ -19,6 +19,7 @@ from steer.models.tally import LayerTally, Tally, merge
 
 PROMPTS = ids_of([4, 9, 2])
 VECTOR = torch.randn(16, generator=torch.Generator().manual_seed(1))
+COLUMNS = torch.arange(3)[None]
 PARAMS = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": 9999}
 
 
@@ -32,7 +33,7 @@ def test_the_dose_is_the_mean_change_relative_to_the_residual():
     before = torch.tensor([[[3.0, 4.0], [0.0, 2.0], [9.0, 9.0]]])  # norms 5, 2 and not steered
     after = before + torch.tensor([0.0, 1.0])
     tally = LayerTally()
-    tally.note(before, after, torch.tensor([[True, True, False]]))
+    tally.note(before, after, torch.tensor([[True, True, False]]), COLUMNS)
     assert tally.summary() == {
         "passes": 1,
         "tokens": 2,
@@ -46,7 +47,8 @@ def test_the_dose_is_the_mean_change_relative_to_the_residual():
 def test_a_sink_is_a_token_but_not_in_the_dose():
     norms = torch.tensor([2.0, 2.0, 2.0, 20.1, 19.9])
     tally = LayerTally()
-    tally.note(norms[None, :, None], norms[None, :, None] + 1, torch.ones(1, 5, dtype=torch.bool))
+    every = torch.ones(1, 5, dtype=torch.bool)
+    tally.note(norms[None, :, None], norms[None, :, None] + 1, every, torch.arange(5)[None])
     summary = tally.summary()
     assert (summary["tokens"], summary["sinks"]) == (5, 1)
     assert summary["dose"] == pytest.approx((3 / 2 + 1 / 19.9) / 4)
@@ -57,7 +59,7 @@ def test_a_token_left_as_it_was_is_not_one_changed():
     after = hidden.clone()
     after[0, 1] = 2
     tally = LayerTally()
-    tally.note(hidden, after, torch.ones(1, 3, dtype=torch.bool))
+    tally.note(hidden, after, torch.ones(1, 3, dtype=torch.bool), COLUMNS)
     assert (tally.summary()["tokens"], tally.summary()["tokens_changed"]) == (3, 1)
 
 
@@ -65,7 +67,8 @@ def test_nothing_counted_is_nothing():
     summary = LayerTally().summary()
     assert (summary["passes"], summary["tokens"], summary["dose"]) == (0, 0, 0.0)
     tally = LayerTally()
-    tally.note(torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.zeros(1, 2, dtype=torch.bool))
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    tally.note(torch.ones(1, 3, 4), torch.ones(1, 3, 4), none, COLUMNS)
     assert (tally.summary()["passes"], tally.summary()["tokens"]) == (1, 0)
 
 
@@ -74,7 +77,7 @@ def test_counts_of_parts_are_those_of_the_whole():
     for number, part in enumerate(parts):
         hidden = torch.full((2, 3, 4), number + 1.0)
         for tally in (part, whole):
-            tally.note(hidden, hidden + 1, torch.ones(2, 3, dtype=torch.bool))
+            tally.note(hidden, hidden + 1, torch.ones(2, 3, dtype=torch.bool), COLUMNS)
     total: Tally = {1: parts[0]}
     merge(total, {1: parts[1], 2: LayerTally()})
     assert total[1].summary() == whole.summary() | {"gated": True}
@@ -119,3 +122,27 @@ def test_several_edits_of_a_layer_are_counted_as_one_change(model: SteeredModel)
     tally = counted(model, [*edits, EditLayer(2, Add(VECTOR, 0.0))])
     assert sorted(tally) == [1]
     assert tally[1].summary()["tokens"] == 15 + 12
+
+
+def test_what_comes_behind_an_answers_end_is_not_counted(model: SteeredModel):
+    edit = EditLayer(1, Add(VECTOR, 0.5))
+    params = PARAMS | {"max_new_tokens": 8}
+    ((_, answers),) = generate_batches(model, PROMPTS, params, interventions=[edit])
+    # One row stops early, and is padded while the others go on.
+    ends = params | {"eos_token_id": answers[1].new_ids[2]}
+    whole: Tally = {}
+    ((_, answers),) = generate_batches(model, PROMPTS, ends, interventions=[edit], tally=whole)
+    alone: Tally = {}
+    list(generate_batches(model, PROMPTS, ends, interventions=[edit], tally=alone, batch_size=1))
+    assert len({len(answer.new_ids) for answer in answers}) > 1
+    found, expected = whole[1].summary(), alone[1].summary()
+    read = sum(len(answer.new_ids) - 1 for answer in answers)
+    assert found["tokens"] == expected["tokens"] == 15 + read
+    assert found["dose"] == pytest.approx(expected["dose"], rel=1e-4)
+
+
+def test_beams_are_counted_as_far_as_their_row_goes(model: SteeredModel):
+    tally: Tally = {}
+    options = {"interventions": [EditLayer(1, Add(VECTOR))], "tally": tally}
+    list(generate_batches(model, PROMPTS, PARAMS | {"num_beams": 2}, **options))
+    assert tally[1].summary()["tokens"] == 2 * (15 + 12)

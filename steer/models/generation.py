@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StopStringCriter
 from steer.models.batching import fixed_size, padded, run_batches
 from steer.models.chat import ChatFormat
 from steer.models.interventions import Intervention, check_rows, take_rows
-from steer.models.sampling import generation_config, seeded
+from steer.models.sampling import PaddedPenalty, generation_config, seeded
 from steer.models.steered_model import SteeredModel
 from steer.models.tally import Tally, merge
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 AUTO_BATCH = {"cuda": 64, "cpu": 32}
 # Stands for no token in the search for stop strings: behind any vocabulary.
 NO_TOKEN = 2**62
+# What transformers takes where neither the user nor the model's own file says anything.
+DEFAULT_NEW_TOKENS = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def generate_batches(
 
     Args:
         model: Steered by what is in force on it, or by `interventions`.
-        prompts: Token ids of each row.
+        prompts: Token ids of each row; a row without any gets a first token.
         params: For `transformers`' `generate`, over the model's own generation settings.
         interventions: Instead of what is in force; per-row ones are for all of `prompts`. An
             empty list is the unsteered model.
@@ -64,13 +67,16 @@ def generate_batches(
     config = _settled(generation_config(model.model.generation_config, params), model)
     steps = model.interventions() if interventions is None else interventions
     check_rows(steps, len(prompts))
+    prompts = [prompt or [model.first_token] for prompt in prompts]
+    limits = _limits(config, prompts)
     seeds = [(row,) for row in range(len(prompts))] if seeds is None else seeds
 
     def run(rows: list[int]) -> list[Answer]:
         of_rows = take_rows(steps, torch.tensor(rows))
         chosen, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
         counts: Tally | None = None if tally is None else {}
-        answers = _answers(model, chosen, config, of_rows, own, counts)
+        most = [limits[row] for row in rows]
+        answers = _answers(model, chosen, config, of_rows, own, most, counts)
         if tally is not None and counts is not None:
             # Not before: passes in which memory ran out do not count.
             merge(tally, counts)
@@ -120,16 +126,13 @@ def _answers(
     config: GenerationConfig,
     interventions: list[Intervention],
     seeds: list[tuple[int, ...]],
+    limits: list[int],
     tally: Tally | None,
 ) -> list[Answer]:
     ids, mask = padded(prompts, cast(int, config.pad_token_id), "left", model.device)
-    processors = LogitsProcessorList()
-    if config.do_sample and config.num_beams in (None, 1):
-        config, processors = seeded(config, seeds)
-    elif config.do_sample:
-        set_seed(hash(tuple(seeds)) % 2**32)
-    lengths = mask.sum(dim=1)
-    with model.steering(interventions, prompt_lengths=lengths, tally=tally):
+    config, processors = _of_batch(config, seeds, mask)
+    _limit(config, model, ids.shape[1], max(limits))
+    with model.steering(interventions, prompt_lengths=mask.sum(dim=1), tally=tally):
         out = cast(Any, model.model).generate(
             input_ids=ids,
             attention_mask=mask,
@@ -137,9 +140,30 @@ def _answers(
             logits_processor=processors,
             **({"tokenizer": model.tokenizer} if config.stop_strings else {}),
         )
-    rows = zip(prompts, out[:, ids.shape[1] :].tolist(), strict=True)
-    ended = _Ends(config, model)
-    return [answer_of_ids(model, list(p), ended.cut(list(p), new)) for p, new in rows]
+    ends = _Ends(config, model)
+    rows = zip(prompts, out[:, ids.shape[1] :].tolist(), limits, strict=True)
+    answers = [answer_of_ids(model, list(p), ends.cut(list(p), new[:n])) for p, new, n in rows]
+    # An answer's last token is never read; what a row reads behind it is padding.
+    stops = torch.tensor([len(a.prompt_ids) + len(a.new_ids) - 1 for a in answers])
+    for counts in (tally or {}).values():
+        counts.end_at(stops)
+    return answers
+
+
+def _of_batch(
+    config: GenerationConfig, seeds: list[tuple[int, ...]], mask: torch.Tensor
+) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """`config` for one batch, and the processors that keep its rows apart."""
+    config, processors = deepcopy(config), LogitsProcessorList()
+    if config.repetition_penalty not in (None, 1.0):
+        processors.append(PaddedPenalty(config.repetition_penalty, mask))
+        config.repetition_penalty = 1.0
+    if config.do_sample and config.num_beams in (None, 1):
+        config, sampling = seeded(config, seeds)
+        processors.append(sampling)
+    elif config.do_sample:
+        set_seed(hash(tuple(seeds)) % 2**32)
+    return config, processors
 
 
 def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Answer:
@@ -156,6 +180,26 @@ def _settled(config: GenerationConfig, model: SteeredModel) -> GenerationConfig:
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     config.pad_token_id = next(pad for pad in pads if pad is not None)
     return config
+
+
+def _limits(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Most new tokens of each row, whatever batch it is in."""
+    if config.max_new_tokens is not None or config.max_length is None:
+        return [config.max_new_tokens or DEFAULT_NEW_TOKENS] * len(prompts)
+    longest = max(map(len, prompts), default=0)
+    if longest >= config.max_length:
+        raise ValueError(
+            f"max_length {config.max_length} leaves no room behind a prompt of {longest} tokens: "
+            "use max_new_tokens"
+        )
+    return [config.max_length - len(prompt) for prompt in prompts]
+
+
+def _limit(config: GenerationConfig, model: SteeredModel, width: int, most: int) -> None:
+    # transformers warns of every max_new_tokens where the model's own settings have a max_length.
+    config.max_new_tokens, config.max_length = None, width + most
+    if cast(Any, model.model).generation_config.max_new_tokens is not None:
+        config.max_new_tokens, config.max_length = most, None
 
 
 class _Ends:

@@ -190,7 +190,7 @@ def describe(intervention: Intervention) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous()
-        digest = hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(data.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
         return {"shape": list(data.shape), "sha256": digest}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}

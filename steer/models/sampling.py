@@ -15,6 +15,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
     TopKLogitsWarper,
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from steer.build import unknown
+from steer.models.positions import for_batch
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ QUIET = {"top_k": DEFAULT_TOP_K, "min_p": None}
 FIXED: dict[str, tuple[object, str]] = {
     "num_return_sequences": (1, "use num_responses"),
     "return_dict_in_generate": (False, "answers hold the tokens"),
+    "min_length": (0, "use min_new_tokens"),
 }
 
 
@@ -103,6 +106,25 @@ def _without_warpers(config: GenerationConfig) -> GenerationConfig:
     return config
 
 
+class PaddedPenalty(LogitsProcessor):
+    """transformers' repetition penalty, blind to the padding on the left.
+
+    Padding is not what a row said: there, a token of the row itself is shown instead.
+    """
+
+    def __init__(self, penalty: float, mask: Tensor) -> None:
+        self.penalty = RepetitionPenaltyLogitsProcessor(penalty)
+        self.mask = mask.bool()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [batch, vocab] with those of the row's own tokens made smaller."""
+        width = self.mask.shape[1]
+        real = for_batch(self.mask, len(input_ids))
+        said = input_ids[:, :width].where(real, input_ids[:, width - 1 : width])
+        shown = torch.cat([said, input_ids[:, width:]], dim=1)
+        return self.penalty(shown, scores)  # type: ignore[arg-type]
+
+
 class SeededSampling(LogitsProcessor):
     """Choose each row's next token with a generator of the row's own.
 
@@ -122,20 +144,22 @@ class SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [batch, vocab] that leave one token a row."""
         warped = self.warpers(input_ids, scores)  # type: ignore[arg-type]
-        # float64: a float32 running sum over a large vocabulary loses rare tokens.
-        heights = warped.double().softmax(dim=-1).cumsum(dim=-1)
+        # float64: a float32 running sum over a large vocabulary loses rare tokens. Apple's GPUs
+        # have none.
+        exact = (warped.cpu() if warped.device.type == "mps" else warped).double()
+        heights = exact.softmax(dim=-1).cumsum(dim=-1)
         drawn = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64)
         goal = drawn.to(heights.device) * heights[:, -1:]
         token = torch.searchsorted(heights, goal, right=True)
         # Rounding must not choose a token that the warpers ruled out.
         last = warped.shape[-1] - 1 - warped.isfinite().flip(-1).int().argmax(-1, keepdim=True)
         chosen = torch.full_like(scores, -torch.inf)
-        return chosen.scatter_(1, torch.minimum(token, last), 0.0)
+        return chosen.scatter_(1, torch.minimum(token.to(last.device), last), 0.0)
 
 
 def seeded(
     config: GenerationConfig, seeds: Sequence[tuple[int, ...]]
-) -> tuple[GenerationConfig, LogitsProcessorList]:
+) -> tuple[GenerationConfig, SeededSampling]:
     """`config` turned to greedy search, and the processor that samples in it as `config` said."""
     config = deepcopy(config)
     warpers = LogitsProcessorList()
@@ -146,4 +170,4 @@ def seeded(
         if value is not None and value != neutral:
             warpers.append(warper(value))  # type: ignore[call-arg]
     config.do_sample = False
-    return _without_warpers(config), LogitsProcessorList([SeededSampling(seeds, warpers)])
+    return _without_warpers(config), SeededSampling(seeds, warpers)

@@ -48,6 +48,18 @@ class SteeredModel:
         used = [one.execution_device for one in getattr(hook, "hooks", [hook])]
         return torch.device("cpu" if used[0] is None else used[0])
 
+    @property
+    def spread(self) -> bool:
+        """Whether accelerate keeps the blocks on several devices."""
+        return len(set(getattr(self.model, "hf_device_map", {}).values())) > 1
+
+    @property
+    def first_token(self) -> int:
+        """What stands before a text that no token stands before."""
+        tokenizer: Any = self.tokenizer
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+        return next(token for token in ids if token is not None)
+
     def accepts(self, argument: str) -> bool:
         """Whether the model's forward takes an argument of that name."""
         return argument in inspect.signature(self.model.forward).parameters
@@ -152,7 +164,8 @@ def _layer_edit(edits: list[EditLayer], now: Pass, counts: LayerTally | None) ->
                 here = real if columns is None else columns
                 steered = here if steered is None else steered | here
         if counts is not None and steered is not None:
-            counts.note(before, hidden, steered)
+            assert now.index is not None
+            counts.note(before, hidden, steered, now.index)
         return hidden
 
     return edit

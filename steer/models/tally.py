@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.models.positions import for_batch
+
 # Attention sinks (the first token, separators) have some 80 times the usual norm.
 SINK_FACTOR = 10.0
 
@@ -18,6 +20,7 @@ class LayerTally:
         passes: How often the hook fired.
         residual: [batch, seq] norms before the change, a tensor a pass; NaN where not steered.
         change: The same for the change.
+        index: The same shapes: the number of each column's token in its row.
         gated: Whether an edit may decide to change nothing.
     """
 
@@ -25,20 +28,30 @@ class LayerTally:
     passes: int = 0
     residual: list[Tensor] = field(default_factory=list)
     change: list[Tensor] = field(default_factory=list)
+    index: list[Tensor] = field(default_factory=list)
 
-    def note(self, before: Tensor, after: Tensor, steered: Tensor) -> None:
+    def note(self, before: Tensor, after: Tensor, steered: Tensor, index: Tensor) -> None:
         """Count one pass; `steered` [batch, seq] says which columns to count."""
         self.passes += 1
+        self.index.append(index)
         # Kept on the device: reading a number out would make a GPU wait on every token.
         for norms, hidden in ((self.residual, before), (self.change, after - before)):
             norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
             norms.append(norm.masked_fill(~steered, torch.nan))
+
+    def end_at(self, stops: Tensor) -> None:
+        """Forget what came at or behind token number `stops` [rows] of each row."""
+        for norms in (self.residual, self.change):
+            for norm, index in zip(norms, self.index, strict=True):
+                behind = index >= for_batch(stops.to(index.device), len(index))[:, None]
+                norm.masked_fill_(behind.to(norm.device), torch.nan)
 
     def add(self, other: "LayerTally") -> None:
         """Count what `other` counted too."""
         self.passes += other.passes
         self.residual += other.residual
         self.change += other.change
+        self.index += other.index
         self.gated |= other.gated
 
     def summary(self) -> dict[str, Any]:
