@@ -110,8 +110,8 @@ def _part(path: Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
-    except OSError:
-        part.unlink()
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
     return part
 
