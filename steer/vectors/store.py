@@ -223,8 +223,9 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
 
 def _disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
     layer, made_with = entry.get("layer"), entry.get("model") or {}
-    if isinstance(layer, int) and layer >= model["num_layers"]:
-        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {model['num_layers'] - 1}"
+    last = model["num_layers"] - 1
+    if isinstance(layer, int) and layer > last:
+        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {last}"
     theirs, ours = made_with.get("fingerprint"), model["fingerprint"]
     if not made_with or (theirs == ours and ours is not None):
         return None
