@@ -90,7 +90,7 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
     words = iter([word for argument in given for word in _option_and_value(argument)])
     for word in words:
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
-        override = re.match(r"\+?([\w.]+)=", word)
+        override = re.match(r"\+*([\w.]+)=", word)
         if name in chosen:
             chosen[name] = next(words, "")
         elif override and is_secret_key(override[1].split(".")[-1]):

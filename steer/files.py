@@ -111,7 +111,7 @@ def _part(path: Path, data: bytes) -> Path:
             os.fsync(file.fileno())
         part.chmod(0o644)
     except BaseException:
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise
     return part
 

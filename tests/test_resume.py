@@ -19,7 +19,13 @@ from desk import ROOT, Desk
 import steer
 from steer.models import SteeredModel
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are killed in a fork")
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="runs are killed in a fork, which torch bears"
+    ),
+    # Of newer Pythons: a worker of xdist has a thread for its messages, which no fork needs.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 ROWS = [
     {"question": f"Number {n}?", "matching": f"Good {n}.", "not_matching": f"Bad {n}."}
@@ -28,7 +34,6 @@ ROWS = [
 INPUTS = [{"input": f"Tell me of {n}" + "." * (n % 7)} for n in range(6)]
 GENERATE = "alg_name: caa\nlayers: [0, 1, 2]\n"
 APPLY = "alg_name: caa\nlayers: [1]\nmultipliers: [2.0]\n"
-# What a test of every moment would take for a million years, five moments do for today.
 MOMENTS = random.Random(0)
 
 

@@ -102,7 +102,7 @@ def test_an_error_shows_no_secret(desk: Desk, monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.parametrize(
-    "argument", [f"api_key={MARKER}", f"+HF_TOKEN={MARKER}", f"model_kwargs.token={MARKER}"]
+    "argument", [f"api_key={MARKER}", f"++HF_TOKEN={MARKER}", f"model_kwargs.token={MARKER}"]
 )
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(desk: Desk, argument: str):
     desk.run("vectors_generate.py", argument)

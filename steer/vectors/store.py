@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 METADATA = "metadata.json"
 HOOK_POINT = "output of decoder block n (residual stream behind it), n counted from 0"
 
+_NAME = re.compile(r"\w[\w.+-]*")
+
 
 def save_vectors(
     folder: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, Mapping[str, Any]]
@@ -41,8 +43,7 @@ def save_vectors(
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
 
     Raises:
-        ValueError: A name that is no file name, or a vector with NaN; nothing is written.
-        OSError: The folder cannot be written, or the disk is full.
+        ValueError: A name that is not a file's, or a vector with NaN or infinity.
     """
     folder = Path(folder)
     files: dict[Path, bytes] = {}
@@ -72,9 +73,10 @@ def save_vectors(
 
 
 def _checked(name: str, vector: Tensor) -> Tensor:
-    # A name may come from a foreign file, and must not lead out of the folder.
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"{name!r} is no name for a vector: use letters, digits and . _ + -")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name for a vector: use letters, digits, and _ . + - inside"
+        )
     if not vector.isfinite().all():
         raise ValueError(f"vector {name} holds NaN or infinity, and is not saved")
     return vector
@@ -105,8 +107,7 @@ def check_metadata(metadata: Any, origin: str | Path) -> dict[str, Any]:
     entries = metadata.get("vectors") if isinstance(metadata, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise ValueError(
-            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'; "
-            "make the vectors anew, or remove the file"
+            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'"
         )
     version = metadata.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
@@ -187,7 +188,7 @@ def read_tensor(path: Path) -> Tensor:
     Raises:
         ValueError: A broken file, one that would run code, or not one tensor of finite numbers.
     """
-    broken = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError)
+    broken = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError)
     # What a broken pickle makes of the unpickler's own state.
     broken = (*broken, KeyError, IndexError, AttributeError, TypeError, AssertionError)
     try:
@@ -216,15 +217,15 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
     if list(vector.shape) != [model["hidden_size"]]:
         raise ValueError(
             f"{path} does not fit: its shape is {list(vector.shape)}, the model {model['id']} is "
-            f"{model['hidden_size']} wide; make the vector with this model"
+            f"{model['hidden_size']} wide; make the vector with a model of that width"
         )
 
 
 def _disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
     layer, made_with = entry.get("layer"), entry.get("model") or {}
-    if isinstance(layer, int) and layer >= model["num_layers"]:
-        deepest = model["num_layers"] - 1
-        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {deepest}"
+    last = model["num_layers"] - 1
+    if isinstance(layer, int) and layer > last:
+        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {last}"
     theirs, ours = made_with.get("fingerprint"), model["fingerprint"]
     if not made_with or (theirs == ours and ours is not None):
         return None
