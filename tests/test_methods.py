@@ -19,7 +19,7 @@ from torch import Tensor
 from steer import METHODS_CLASS_DICT, BaseVectorApplier, BaseVectorGenerator
 from steer.models import GENERATED, PROMPT, Add, EditLayer, SteeredModel
 from steer.models.interventions import cancels
-from steer.models.tally import LayerTally
+from steer.models.tally import Tally
 from steer.report import basic_report
 from steer.settings import Run
 from steer.vectors import read_metadata, save_vectors
@@ -605,9 +605,18 @@ def test_a_layer_that_cancels_is_refused_all_the_same_where_its_hook_never_fired
     steps = [EditLayer(1, Add(ONES)), EditLayer(1, Add(-ONES))]
     with pytest.raises(RuntimeError, match="fired 0 times"):
         basic_report({}, steps)
-    idle = LayerTally()
-    idle.note(torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
-    assert basic_report({1: idle}, steps).layers[1]["tokens_changed"] == 0
+
+
+def test_a_layer_that_cancels_may_leave_every_token_as_it_is():
+    model = steered(tiny_config("llama"))
+    # Too small for float32 to see beside a hidden state, each of them and both.
+    steps = [EditLayer(1, Add(torch.full((16,), sign * 1e-20))) for sign in (1, -1)]
+    tally: Tally = {}
+    with torch.inference_mode(), model.steering(steps, tally=tally):
+        model.model(torch.tensor([[1, 2, 3]]))
+    assert basic_report(tally, steps).layers[1]["tokens_changed"] == 0
+    with pytest.raises(RuntimeError, match="fired 1 times and changed 0 tokens"):
+        basic_report(tally, steps[:1])
 
 
 def test_a_run_killed_behind_its_last_answer_can_be_resumed(
