@@ -9,6 +9,7 @@ from tqdm import tqdm
 from steer.journal import Journal
 from steer.models import Answer, SteeredModel, generate_batches
 from steer.models.generation import answer_of_ids
+from steer.models.interventions import only_rows
 from steer.models.tally import Tally
 
 
@@ -43,7 +44,8 @@ def answer_jobs(
 
     Args:
         model: With what is in force on it.
-        jobs: Longest prompts are answered first, steered ones before unsteered ones.
+        jobs: Longest prompts are answered first; steered and unsteered ones share batches, in
+            which the unsteered rows are left untouched.
         params: For `transformers`' `generate`.
         batch_size: As for `generate_batches`.
         tally: Filled with counts of each steered layer.
@@ -57,21 +59,20 @@ def answer_jobs(
         if job.name in known
     }
     with tqdm(total=len(jobs), initial=len(found), desc=label, unit="answer") as bar:
-        for steered in (True, False):
-            part = [job for job in jobs if job.steered == steered and job.name not in found]
-            batches = generate_batches(
-                model,
-                [job.prompt_ids for job in part],
-                dict(params),
-                interventions=None if steered else [],
-                seeds=[job.seed for job in part],
-                batch_size=batch_size,
-                tally=tally if steered else None,
-            )
-            for rows, answers in batches:
-                new = {part[row].name: a for row, a in zip(rows, answers, strict=True)}
-                if journal is not None:
-                    journal.add({name: answer.new_ids for name, answer in new.items()})
-                found |= new
-                bar.update(len(new))
+        left = [job for job in jobs if job.name not in found]
+        batches = generate_batches(
+            model,
+            [job.prompt_ids for job in left],
+            dict(params),
+            interventions=only_rows(model.interventions(), [job.steered for job in left]),
+            seeds=[job.seed for job in left],
+            batch_size=batch_size,
+            tally=tally,
+        )
+        for rows, answers in batches:
+            new = {left[row].name: a for row, a in zip(rows, answers, strict=True)}
+            if journal is not None:
+                journal.add({name: answer.new_ids for name, answer in new.items()})
+            found |= new
+            bar.update(len(new))
     return found

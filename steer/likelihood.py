@@ -58,7 +58,7 @@ class AnswerScorer:
             interventions: Per-row ones are for all rows; empty is the untouched model.
         """
         check_rows(interventions, len(self.rows))
-        edits = [i for i in interventions if isinstance(i, EditLayer) and not i.edit.is_zero()]
+        edits = [i for i in interventions if isinstance(i, EditLayer) and not i.is_idle()]
         alike = all(e.where == EVERYWHERE and not is_per_row(e) for e in edits)
         prefix = self.prefix if alike else 0
         with self.model.steering(edits):

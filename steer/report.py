@@ -80,7 +80,7 @@ def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> Steerin
 def _edits_by_layer(interventions: Sequence[Intervention]) -> dict[int, list[EditLayer]]:
     found: dict[int, list[EditLayer]] = {}
     for step in interventions:
-        if isinstance(step, EditLayer) and not step.edit.is_zero():
+        if isinstance(step, EditLayer) and not step.is_idle():
             found.setdefault(step.layer, []).append(step)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from steer.models.positions import EVERYWHERE, Positions, TokenMask, Where, for_batch
+from steer.models.positions import EVERYWHERE, NOWHERE, Positions, TokenMask, Where, for_batch
 
 
 class Edit(Protocol):
@@ -93,6 +93,10 @@ class EditLayer:
     edit: Edit
     where: Where = EVERYWHERE
 
+    def is_idle(self) -> bool:
+        """Whether it changes nothing, whatever it is given."""
+        return self.where == NOWHERE or self.edit.is_zero()
+
 
 @dataclass(frozen=True)
 class EditPrompt:
@@ -115,7 +119,26 @@ def _of_rows(intervention: EditLayer, index: Tensor) -> EditLayer:
         where = TokenMask(_taken(where.mask, index))
     elif not isinstance(where, Positions) and len(where) > 1:
         where = [where[row] for row in index.tolist()]
+        where = where[0] if len(set(where)) == 1 else where
     return replace(intervention, edit=intervention.edit.rows(index), where=where)
+
+
+def only_rows(interventions: Sequence[Intervention], on: Sequence[bool]) -> list[Intervention]:
+    """The same interventions, which leave the rows alone for which `on` is False."""
+    if all(on):
+        return list(interventions)
+    return [_only(i, on) if isinstance(i, EditLayer) else i for i in interventions]
+
+
+def _only(intervention: EditLayer, on: Sequence[bool]) -> EditLayer:
+    where = intervention.where
+    if isinstance(where, TokenMask):
+        rows = torch.tensor(on, device=where.mask.device)[:, None]
+        return replace(intervention, where=TokenMask(where.mask & rows))
+    given = [where] if isinstance(where, Positions) else where
+    each = given if len(given) == len(on) else [*given] * len(on)
+    kept = [p if o else NOWHERE for p, o in zip(each, on, strict=True)]
+    return replace(intervention, where=kept)
 
 
 def _taken(values: Tensor, index: Tensor) -> Tensor:

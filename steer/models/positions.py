@@ -1,7 +1,7 @@
 """Which tokens of a row are steered, as values; and where each column of a pass stands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ EVERYWHERE = Positions()
 PROMPT = Positions(stop=0)
 FROM_PROMPT_END = Positions(start=-1)
 GENERATED = Positions(start=0)
+NOWHERE = Positions(start=0, stop=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class Pass:
 
     index: Tensor | None = None
     prompt_lengths: Tensor | None = None
+    _bounds: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     def see(self, arguments: Mapping[str, Any]) -> None:
         """Take note of a decoder call; with a 2-D attention mask padding is known."""
@@ -97,7 +99,11 @@ class Pass:
             )
         lengths = for_batch(self.prompt_lengths.to(like.device), len(index))
         relative = index - lengths[:, None]
-        start, stop = _bounds(where, len(index), like.device)
+        # Made once for the passes of a generation: a GPU waits for numbers that come from here.
+        key = (id(where), len(index), like.device)
+        if key not in self._bounds:
+            self._bounds[key] = _bounds(where, len(index), like.device)
+        start, stop = self._bounds[key]
         return (index >= 0) & (relative >= start) & (relative < stop)
 
 

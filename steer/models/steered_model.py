@@ -117,7 +117,7 @@ class SteeredModel:
         chosen = self.interventions() if interventions is None else interventions
         by_layer: dict[int, list[EditLayer]] = {}
         for intervention in chosen:
-            if isinstance(intervention, EditLayer) and not intervention.edit.is_zero():
+            if isinstance(intervention, EditLayer) and not intervention.is_idle():
                 by_layer.setdefault(intervention.layer, []).append(intervention)
         self.check_layers(by_layer)
         now = Pass(prompt_lengths=prompt_lengths)
