@@ -16,11 +16,11 @@ import torch
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
 from torch import nn
 
-from steer.activations import AUTO_TOKENS, Passage, contrast
+from steer.activations import Passage, contrast
 from steer.datasets import DatasetLoader
 from steer.methods.caa import TrainCAA
 from steer.models import SteeredModel
-from steer.models.batching import padded, run_batches
+from steer.models.batching import padded, run_passes
 
 
 def loop(
@@ -56,8 +56,7 @@ def floor(model: SteeredModel, wanted: list[Passage], shunned: list[Passage], la
     blocks = model.decoder.layers
     try:
         model.decoder.layers = blocks[: layer + 1]
-        limit = AUTO_TOKENS.get(model.device.type, AUTO_TOKENS["cpu"])
-        for _ in run_batches([len(row) for row in rows], len(rows), run, max_tokens=limit):
+        for _ in run_passes([len(row) for row in rows], "auto", model.device, run):
             pass
     finally:
         model.decoder.layers = blocks

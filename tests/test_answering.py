@@ -13,10 +13,11 @@ GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 def test_each_answer_is_the_one_it_has_alone(model: SteeredModel):
     texts = ["abc", "a longer prompt", "hi", "one more of these"]
-    model.steer("caa", [EditLayer(1, Add(20 * torch.ones(16)))])
-    model.steer("end", [EditLayer(0, Add(-9 * torch.ones(16)), FROM_PROMPT_END)])
+    torch.manual_seed(0)
+    model.steer("caa", [EditLayer(1, Add(20 * torch.randn(16)))])
+    model.steer("end", [EditLayer(0, Add(9 * torch.randn(16)), FROM_PROMPT_END)])
     jobs = [
-        Job(f"{n}/{steer}", list(text.encode()), (n,), steered=steer)
+        Job(f"{n}/{steer}", model.tokenizer(text)["input_ids"], (n,), steered=steer)
         for n, text in enumerate(texts)
         for steer in (True, False)
     ]

@@ -1,0 +1,26 @@
+"""Each benchmark runs at a tiny shape, and its figures are those of its own run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["extraction", "generation", "startup"])
+def test_it_runs_and_writes_its_figures(name: str, tmp_path: Path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
+    options = ["--shape", "tiny", "--device", "cpu", "--quick", "--json", str(file)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(done.stdout) == figures
+    for seconds in figures["seconds"].values():
+        assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    for ratio in figures["ratios"].values():
+        assert ratio["low"] <= ratio["median"] <= ratio["high"]
