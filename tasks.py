@@ -198,7 +198,9 @@ def lowest_versions(venv: Path) -> Path:
 
 def install(venv: Path, arguments: Sequence[str]) -> None:
     """Install with uv, which is many times faster, or with pip where uv cannot."""
-    uv = ["-m", "uv", "pip", "install", *silence(), "--python", str(python_of(venv))]
+    # Compiled now: where Python may not write byte code, each start would take seconds more.
+    options = [*silence(), "--compile-bytecode", "--python", str(python_of(venv))]
+    uv = ["-m", "uv", "pip", "install", *options]
     if python(["-m", "uv", "--version"], venv, quiet=True) or python([*uv, *arguments], venv):
         pip(venv, arguments)
 

@@ -1,5 +1,6 @@
 """What steering does, measured: on answers it should make likelier, and on unrelated text."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from steer.models.batching import run_batches
 from steer.models.prefix import common_start
 
 CONTROLS = 20
+CONTROL_PAIRS = 12
 RESAMPLES = 10_000
 Interventions = Sequence[Intervention]
 
@@ -38,7 +40,10 @@ class Effect:
         low: Lower end of the 95 % bootstrap interval (percentiles, resampling pairs).
         high: Upper end.
         pairs: How many.
-        controls: The mean of each of the random vectors of equal norm, seeds 0 to 19.
+        controls: The mean of each of the random vectors of equal norm, seeds 0 to 19, over the
+            first `control_pairs` pairs: many vectors are judged, so few pairs are enough.
+        control_pairs: How many.
+        on_control_pairs: The effect's mean over the same pairs, to compare with.
         source: Where the pairs come from.
     """
 
@@ -47,6 +52,8 @@ class Effect:
     high: float
     pairs: int
     controls: list[float]
+    control_pairs: int
+    on_control_pairs: float
     source: str
 
 
@@ -86,21 +93,48 @@ def measure_effect(
         isinstance(i, EditLayer) and isinstance(i.edit, Add) for _, s in groups for i in s
     )
     seeds = range(controls if addable else 0)
-    scorers = [_scorer(model, pairs, REPLAY_BYTES // len(groups)) for pairs, _ in groups]
+    share = math.ceil(CONTROL_PAIRS / len(groups))
+    few = [(pairs[:share], steps) for pairs, steps in groups]
     with tqdm(total=2 + len(seeds), desc="measuring the effect", unit="pass") as bar:
-
-        def margins(change: Callable[[Interventions], Interventions]) -> Tensor:
-            each = zip(scorers, groups, strict=True)
-            found = torch.cat([_margins(scorer, change(steps)) for scorer, (_, steps) in each])
-            bar.update()
-            return found
-
-        plain = margins(lambda _: [])
-        changes = margins(lambda steps: steps) - plain
-        randoms = [margins(lambda s, seed=seed: randomised(s, seed)) - plain for seed in seeds]
+        judge, of_few = _Judge(model, groups, bar), _Judge(model, few, bar)
+        # Steered first: the unsteered pass goes on from what this one keeps.
+        steered, plain = judge.margins(lambda steps: steps), judge.margins(lambda _: [])
+        randoms = [of_few.margins(lambda s, seed=seed: randomised(s, seed)) for seed in seeds]
+    changes = torch.cat(steered) - torch.cat(plain)
+    before = torch.cat([margins[:share] for margins in plain])
+    compared = torch.cat([margins[:share] for margins in steered]) - before
     low, high = bootstrap(changes)
-    means = [float(random.mean()) for random in randoms]
-    return Effect(float(changes.mean()), low, high, len(changes), means, source)
+    return Effect(
+        mean=float(changes.mean()),
+        low=low,
+        high=high,
+        pairs=len(changes),
+        controls=[float((torch.cat(random) - before).mean()) for random in randoms],
+        control_pairs=len(before),
+        on_control_pairs=float(compared.mean()),
+        source=source,
+    )
+
+
+class _Judge:
+    """The same pairs under one steering after another; `bar` counts the passes."""
+
+    def __init__(
+        self,
+        model: SteeredModel,
+        groups: Sequence[tuple[Sequence[Pair], Interventions]],
+        bar: "tqdm[Any]",
+    ) -> None:
+        self.steps = [steps for _, steps in groups]
+        self.scorers = [_scorer(model, pairs, REPLAY_BYTES // len(groups)) for pairs, _ in groups]
+        self.bar = bar
+
+    def margins(self, change: Callable[[Interventions], Interventions]) -> list[Tensor]:
+        """Each group's margins, [pairs], under what `change` makes of its interventions."""
+        each = zip(self.scorers, self.steps, strict=True)
+        found = [_margins(scorer, change(steps)) for scorer, steps in each]
+        self.bar.update()
+        return found
 
 
 def _scorer(model: SteeredModel, pairs: Sequence[Pair], replay_bytes: int) -> AnswerScorer:

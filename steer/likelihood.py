@@ -5,7 +5,7 @@ begin (a system prompt), and the blocks below the first one that is steered.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -103,19 +103,21 @@ class AnswerScorer:
 
     @contextmanager
     def _sharing(self, key: tuple[int, int, tuple[int, ...]]) -> Iterator[None]:
-        """Skip the blocks below the first steered one where their output is known; else keep it."""
-        lowest = key[0]
-        if lowest == self.model.depth:
+        """Skip the blocks whose output is known; keep that of the first steered one."""
+        lowest, depth = key[0], self.model.depth
+        known = [k for k in self._kept if k[1:] == key[1:] and k[0] <= lowest]
+        with ExitStack() as stack:
+            if known:
+                deepest = max(known)
+                blocks = list(self.model.blocks[: deepest[0] + 1])
+                stack.enter_context(replaying(blocks, self._kept[deepest]))
+            kept = []
+            if key not in self._kept and lowest < depth:
+                kept = stack.enter_context(keeping(self.model.blocks[lowest]))
             yield
-        elif key in self._kept:
-            with replaying(list(self.model.blocks[: lowest + 1]), self._kept[key]):
-                yield
-        else:
-            with keeping(self.model.blocks[lowest]) as kept:
-                yield
-            used = sum(tensor.nbytes for tensor in self._kept.values())
-            if kept and used + kept[0].nbytes <= self.replay_bytes:
-                self._kept[key] = kept[0]
+        used = sum(tensor.nbytes for tensor in self._kept.values())
+        if kept and used + kept[0].nbytes <= self.replay_bytes:
+            self._kept[key] = kept[0]
 
 
 @torch.inference_mode()

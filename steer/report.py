@@ -132,16 +132,16 @@ def _effect_row(report: SteeringReport) -> tuple[str, str, str]:
 def _control_rows(report: SteeringReport) -> list[tuple[str, str, str]]:
     if report.effect is None or not report.effect.controls:
         return []
-    effect = abs(report.effect.mean)
+    effect = abs(report.effect.on_control_pairs)
     strongest = max(map(abs, report.effect.controls))
     beaten = sum(effect > abs(control) for control in report.effect.controls)
-    number = len(report.effect.controls)
+    number, pairs = len(report.effect.controls), report.effect.control_pairs
     value = f"at most {strongest:.2f} nats"
     return [
         (
             f"{number} random vectors, same norm",
             value,
-            f"the effect is larger than {beaten} of {number}",
+            f"the effect is larger than {beaten} of {number} (on {pairs} pairs)",
         )
     ]
 

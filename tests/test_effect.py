@@ -212,3 +212,13 @@ def test_the_perplexity_ratio_is_that_of_the_slow_loop(model: SteeredModel):
     expected = math.exp(means[1] - means[0])
     assert perplexity_ratio(model, steered, plain) == pytest.approx(expected, rel=1e-4)
     assert perplexity_ratio(model, steered, [Answer([1], [], "", "")]) is None
+
+
+def test_random_vectors_are_compared_on_the_first_pairs(model: SteeredModel):
+    steps = [EditLayer(1, Add(5 * VECTOR))]
+    many = pairs(14)
+    effect = measure_effect(model, [(many, steps)], "here", controls=1)
+    first = measure_effect(model, [(many[:12], steps)], "here", controls=1)
+    assert (effect.pairs, effect.control_pairs) == (14, 12)
+    assert effect.on_control_pairs == pytest.approx(first.mean, abs=1e-4)
+    assert effect.controls == pytest.approx(first.controls, abs=1e-4)
