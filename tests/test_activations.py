@@ -92,6 +92,7 @@ def test_all_layers_are_read_in_one_pass_that_stops_behind_the_deepest(model: St
     assert calls == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_fold_left_out_gives_what_the_other_rows_give(model: SteeredModel):
     wanted, shunned = passages(8, 0), passages(8, 1)
     whole = contrast(model, wanted, shunned, [1], folds=3)

@@ -166,6 +166,7 @@ def test_vectors_killed_at_every_write_are_made_by_the_next_run(bench: Bench):
     assert number > 6
 
 
+@pytest.mark.slow
 def test_vectors_killed_while_they_replace_others_are_made_by_the_next_run(bench: Bench):
     bench.generate("whole")
     bench.generate("older", seed=7)

@@ -35,6 +35,7 @@ def test_steering_shows_answers_side_by_side_the_report_and_the_paths(desk: Desk
     assert "written: out/answers/mine_results.json" in printed
 
 
+@pytest.mark.slow
 def test_generate_then_apply_give_the_answers_of_steering(desk: Desk):
     desk.run("steering.py", generate_orig_output="true")
     once = desk.answers()
@@ -50,6 +51,7 @@ def test_generate_then_apply_give_the_answers_of_steering(desk: Desk):
     assert any(row["pred"] != row["orig_pred"] for row in once)
 
 
+@pytest.mark.slow
 def test_nothing_but_results_is_left_behind(desk: Desk):
     before = desk.files()
     for script in SCRIPTS:
@@ -63,6 +65,7 @@ def test_nothing_but_results_is_left_behind(desk: Desk):
     }
 
 
+@pytest.mark.slow
 def test_several_data_sets_are_answered_and_kept_apart(desk: Desk):
     desk.rows("other.jsonl", [{"matching": "Yes.", "not_matching": "No."}])
     formats = (desk.folder / "hparams/Steer/dataset_format.yaml").read_text()
@@ -77,6 +80,7 @@ def test_several_data_sets_are_answered_and_kept_apart(desk: Desk):
         assert row["reference_response"] == "Nothing"
 
 
+@pytest.mark.slow
 def test_resume_shows_the_same_report_again_without_answering(desk: Desk):
     first = desk.run("steering.py")
     stamp = (desk.out / "answers/mine_results.json").stat().st_mtime_ns
@@ -210,6 +214,7 @@ def test_import_steer_is_quick_and_imports_nothing_big():
     assert float(printed.split()[-2]) < 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_shows_usage_and_every_key_with_its_comment(script: str):
     printed = started(script, "--help")

@@ -37,6 +37,7 @@ def holding(folder: Path, secret: str) -> list[str]:
 SECRET_PROMPT = "You are ${oc.env:HF_TOKEN}."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["steering.py", "vectors_generate.py", "--explain-config"])
 def test_a_secret_in_a_prompt_reaches_no_file_no_log_and_no_screen(desk: Desk, script: str):
     arguments = ["--explain-config"] if script.startswith("--") else []
@@ -83,6 +84,7 @@ def test_a_secret_in_a_config_file_and_in_a_method_file_reaches_no_file(
     assert holding(desk.folder, MARKER) == []
 
 
+@pytest.mark.slow
 def test_a_secret_in_a_killed_runs_journal_is_none(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     desk.run("vectors_generate.py")
     monkeypatch.setattr("steer.applier.record", None)  # fails when all is answered

@@ -270,6 +270,7 @@ def test_threads_that_write_one_vector_at_once_leave_one_that_fits_its_metadata(
     assert_same(found, {"layer_1": vector(entries_of(tmp_path)["layer_1"]["seed"])})
 
 
+@pytest.mark.slow
 def test_processes_that_write_one_folder_at_once_lose_nothing(tmp_path: Path):
     code = (
         "import sys, torch; from steer.vectors import save_vectors\n"
