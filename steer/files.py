@@ -31,7 +31,7 @@ def find(path: str | Path, what: str = "file") -> Path:
     for place in places:
         if place.exists():
             return place
-    tried = " and ".join(str(place.absolute()) for place in places)
+    tried = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise FileNotFoundError(f"no {what} at {path} (looked at {tried})")
 
 
