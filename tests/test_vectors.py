@@ -1,6 +1,7 @@
 """Vectors on disk: EasyEdit2's layout, what stands beside it, and the formats of other programs."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -159,7 +160,7 @@ def test_metadata_says_what_a_vector_is_and_how_it_was_made(trained: Trained):
     assert entry["hparams"]["use_chat_template"] is True
     assert entry["tokens_read"] == "mean over the answer"
     assert entry["seed"] == 7
-    assert entry["versions"]["torch"] == torch.__version__
+    assert entry["versions"]["torch"] == importlib.metadata.version("torch")
     assert entry["versions"]["steer"] == steer.__version__
     assert "transformers" in entry["versions"]
     assert (entry["data"]["name"], entry["data"]["rows"]) == ("kindness", 2)
