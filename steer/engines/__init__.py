@@ -1,0 +1,1 @@
+"""Other ways than transformers to run the same interventions."""
