@@ -125,10 +125,7 @@ class Directions(nn.Module):
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
         """`hidden` [tokens, d], float32, edited."""
         # Python's branches are decided when the graph is made: what is not here costs nothing.
-        if self.abilities == ("project_out",):
-            after = hidden
-        else:
-            after = hidden + self.change[slot]
+        after = hidden if self.abilities == ("project_out",) else hidden + self.change[slot]
         if "project_out" in self.abilities:
             unit = self.unit[slot]
             along = (after * unit).sum(-1, keepdim=True)

@@ -29,13 +29,21 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
         ValueError: There is no such list, or the model has an encoder.
     """
     config: Any = model.config
-    depth = config.get_text_config(decoder=True).num_hidden_layers
-    for module in decoder_of(model).modules():
+    return list_of(config.get_text_config(decoder=True).num_hidden_layers, decoder_of(model))
+
+
+def list_of(depth: int, model: nn.Module) -> nn.ModuleList:
+    """The first list of `depth` modules in `model`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(
         f"{type(model).__name__} has no list of {depth} decoder blocks: its layout is not known; "
-        "a decoder model of transformers keeps them in one torch.nn.ModuleList"
+        "a decoder model keeps them in one torch.nn.ModuleList"
     )
 
 
