@@ -1,16 +1,33 @@
 """Many prompts answered in batches, each finished answer kept on disk where a journal is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from steer.journal import Journal
-from steer.models import Answer, SteeredModel, generate_batches
+from steer.models import Answer, EditTensor, SteeredModel, generate_batches
 from steer.models.generation import answer_of_ids
 from steer.models.interventions import only_rows
 from steer.models.tally import Tally
+
+NOTHING: Sequence[EditTensor] = ()
+
+
+class Engine(Protocol):
+    """What answers in place of transformers."""
+
+    def batches(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: dict[str, Any],
+        recipes: Sequence[Sequence[EditTensor]],
+        seeds: Sequence[Sequence[int]],
+        tally: Tally | None,
+    ) -> Iterator[tuple[list[int], list[Answer]]]:
+        """Yield `(rows, answers)` until every row is done, each steered by its own recipe."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ def answer_jobs(
     tally: Tally | None = None,
     journal: Journal | None = None,
     label: str = "answering",
+    engine: Engine | None = None,
 ) -> dict[str, Answer]:
     """Answers by job name.
 
@@ -51,6 +69,7 @@ def answer_jobs(
         tally: Filled with counts of each steered layer.
         journal: Its items are taken over, new ones added batch by batch.
         label: Of the progress bar.
+        engine: Answers instead of `model`, by what is in force on it.
     """
     known: Mapping[str, list[int]] = {} if journal is None else journal.items
     found = {
@@ -60,15 +79,22 @@ def answer_jobs(
     }
     with tqdm(total=len(jobs), initial=len(found), desc=label, unit="answer") as bar:
         left = [job for job in jobs if job.name not in found]
-        batches = generate_batches(
-            model,
-            [job.prompt_ids for job in left],
-            dict(params),
-            interventions=only_rows(model.interventions(), [job.steered for job in left]),
-            seeds=[job.seed for job in left],
-            batch_size=batch_size,
-            tally=tally,
-        )
+        prompts, seeds = [job.prompt_ids for job in left], [job.seed for job in left]
+        steps = model.interventions()
+        if engine is None:
+            batches = generate_batches(
+                model,
+                prompts,
+                dict(params),
+                interventions=only_rows(steps, [job.steered for job in left]),
+                seeds=seeds,
+                batch_size=batch_size,
+                tally=tally,
+            )
+        else:
+            edits = [step for step in steps if isinstance(step, EditTensor)]
+            recipes = [edits if job.steered else NOTHING for job in left]
+            batches = engine.batches(prompts, dict(params), recipes, seeds, tally)
         for rows, answers in batches:
             new = {left[row].name: a for row, a in zip(rows, answers, strict=True)}
             if journal is not None:

@@ -5,6 +5,7 @@ them. Before each pass the slots of its tokens are written; recipes come and go 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from steer.engines.wire import unpack
 from steer.models.banks import ANY, Bank
-from steer.models.interventions import HEAD_INPUT, LOGITS, Place
+from steer.models.interventions import HEAD_INPUT, LOGITS, EditTensor, Place, on_device
 from steer.models.layout import list_of
 from steer.models.slots import NOTHING, Line, SlotBook
 
@@ -56,9 +57,9 @@ class SteeringWorker(PlatformWorker):  # type: ignore[misc]
         self.steering.book.remove(name)
         return {}
 
-    def steer_counts(self, name: str) -> dict[str, Any]:
-        """What a recipe did since it was taken in, by place."""
-        return {"counts": self.steering.counts(name)}
+    def steer_counts(self, names: list[str]) -> dict[str, Any]:
+        """What recipes did since they were last asked for, by place."""
+        return {"counts": self.steering.counts(names)}
 
 
 class Steering:
@@ -104,8 +105,10 @@ class Steering:
     def _at_head(self) -> dict[Place, Bank]:
         """Banks before and behind the head, which vLLM runs outside of its graphs."""
         places = (HEAD_INPUT, LOGITS)
-        banks = {p: Bank(self.width, self.slots, [(ANY,)], self.head_index) for p in places}
-        compute = self.model.compute_logits
+        banks: dict[Place, Bank] = {
+            p: Bank(self.width, self.slots, [(ANY,)], self.head_index) for p in places
+        }
+        compute: Any = self.model.compute_logits
 
         def steered(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
             logits = compute(banks[HEAD_INPUT](hidden), *args, **kwargs)
@@ -174,24 +177,17 @@ class Steering:
         line, prompt = self.rows[request]
         return line.at(self.read[request] - prompt, self.scheduled[request])
 
-    def add(self, name: str, edits: Sequence[Any]) -> list[Place]:
+    def add(self, name: str, edits: Sequence[EditTensor]) -> list[Place]:
         """Take a recipe in; its places in this worker."""
         return self.book.add(name, [_moved(edit, self.device) for edit in edits])
 
-    def counts(self, name: str) -> list[tuple[Place, list[float]]]:
-        """By place: tokens, tokens changed, sum of |change| / |residual|; and passes."""
-        slots = self.book.slots_of(name)
-        return [
-            (place, [*bank.counts[slots].sum(0).tolist(), int(bank.passes)])
-            for place, bank in self.book.banks.items()
-        ]
+    def counts(self, names: Sequence[str]) -> list[tuple[Place, list[float]]]:
+        """By place: tokens, tokens changed, sum of |change| / |residual|, passes; then zeros."""
+        slots = [slot for name in names for slot in self.book.slots_of(name)]
+        return [(place, bank.taken(slots)) for place, bank in self.book.banks.items()]
 
 
-def _moved(edit: Any, device: torch.device) -> Any:
-    from dataclasses import replace
-
-    from steer.models.interventions import on_device
-
+def _moved(edit: EditTensor, device: torch.device) -> EditTensor:
     return replace(edit, edit=on_device(edit.edit, device))
 
 

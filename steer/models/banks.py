@@ -100,6 +100,14 @@ class Bank(nn.Module):
             cast(Directions | Calls, stage).write(slot, edit)
         self.counts[slot] = 0
 
+    def taken(self, slots: Sequence[int]) -> list[float]:
+        """Counts of `slots`, summed, and passes; they begin again at 0."""
+        chosen = list(slots)
+        found = [*self.counts[chosen].sum(0).tolist(), int(self.passes)]
+        self.counts[chosen] = 0
+        self.passes.zero_()
+        return found
+
     def abilities(self) -> list[Stage]:
         """What each stage can do."""
         return [cast(Directions | Calls, stage).abilities for stage in self.stages]

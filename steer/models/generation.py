@@ -64,11 +64,10 @@ def generate_batches(
         batch_size: Rows in a batch; `auto` suits the device and halves when memory runs out.
         tally: Filled with counts of each steered layer.
     """
-    config = _settled(generation_config(model.model.generation_config, params), model)
+    config, limits = settings_of(model, prompts, params)
     steps = model.interventions() if interventions is None else interventions
     check_rows(steps, len(prompts))
     prompts = [prompt or [model.first_token] for prompt in prompts]
-    limits = _limits(config, prompts)
     seeds = [(row,) for row in range(len(prompts))] if seeds is None else seeds
 
     def run(rows: list[int]) -> list[Answer]:
@@ -170,6 +169,14 @@ def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Ans
     """The answer that the token ids `new` are, to the prompt `prompt`."""
     text = cast(str, model.tokenizer.decode(new, skip_special_tokens=True))
     return Answer(prompt, new, text, cast(str, model.tokenizer.decode(prompt + new)))
+
+
+def settings_of(
+    model: SteeredModel, prompts: Sequence[Sequence[int]], params: dict[str, Any]
+) -> tuple[GenerationConfig, list[int]]:
+    """The generation settings that hold under `params`, and most new tokens of each row."""
+    config = _settled(generation_config(model.model.generation_config, params), model)
+    return config, _limits(config, prompts)
 
 
 def _settled(config: GenerationConfig, model: SteeredModel) -> GenerationConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Line:
         numbers = np.arange(first, first + tokens)
         return self.slots[np.searchsorted(self.breaks, numbers, side="right")]
 
+
+# Stages by place.
+Layout = dict[Place, Sequence[Stage]]
 
 NOTHING = Line(np.empty(0, dtype=np.int64), np.array([NO_SLOT]))
 
@@ -130,23 +134,29 @@ def _at(place: Place, edits: Sequence[EditTensor], chosen: Sequence[bool]) -> li
     return [e.edit for e, on in zip(edits, chosen, strict=True) if on and e.place == place]
 
 
-def stages_for(recipes: Sequence[Sequence[EditTensor]]) -> dict[Place, list[Stage]]:
+def stages_for(recipes: Sequence[Sequence[EditTensor]]) -> Layout:
     """The fewest stages, by place, in which each of `recipes` fits."""
-    found: dict[Place, list[Stage]] = {}
+    found: Layout = {}
     for edits in recipes:
         places = dict.fromkeys(edit.place for edit in edits)
-        for place in places:
-            wanted = [ability_of(e) for e in summed(_at(place, edits, [True] * len(edits)))]
-            found[place] = _joined(found.get(place, []), wanted)
+        every = [True] * len(edits)
+        own: Layout = {p: [(ability_of(e),) for e in summed(_at(p, edits, every))] for p in places}
+        found = joined(found, own)
     return found
 
 
-def _joined(stages: Sequence[Stage], wanted: Sequence[str]) -> list[Stage]:
-    """`stages` made able, one by one, to do what is wanted too."""
-    longest = max(len(stages), len(wanted))
-    own = [set(stage) for stage in stages] + [set() for _ in range(longest - len(stages))]
-    for stage, ability in zip(own, wanted, strict=False):
-        stage.add(ability)
+def joined(one: Layout, other: Layout) -> Layout:
+    """Stages that can do what those of `one` can, and those of `other`."""
+    return {
+        place: [
+            _able({*first, *second})
+            for first, second in zip_longest(one.get(place, ()), other.get(place, ()), fillvalue=())
+        ]
+        for place in dict.fromkeys((*one, *other))
+    }
+
+
+def _able(abilities: set[str]) -> Stage:
     # One that calls any edit needs no other way.
     order = [*ABILITIES.values(), ANY]
-    return [(ANY,) if ANY in stage else tuple(sorted(stage, key=order.index)) for stage in own]
+    return (ANY,) if ANY in abilities else tuple(sorted(abilities, key=order.index))

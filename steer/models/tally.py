@@ -74,6 +74,45 @@ class PlaceTally:
         return flat[~flat.isnan()]
 
 
+@dataclass
+class CountedTally(PlaceTally):
+    """One place's counts where a graph kept them: sums, and no value for each token.
+
+    Attributes:
+        sums: Tokens, tokens changed, sum of |change| / |residual| over all tokens, sinks included.
+    """
+
+    sums: tuple[int, int, float] = (0, 0, 0.0)
+
+    def end_at(self, stops: Tensor) -> None:
+        """Nothing: what a graph has counted stays."""
+
+    def add(self, other: PlaceTally) -> None:
+        """Count what `other` counted too.
+
+        Raises:
+            TypeError: It is not of this kind.
+        """
+        if not isinstance(other, CountedTally):
+            raise TypeError("counts of a graph cannot be added to those of hooks")
+        super().add(other)
+        tokens, changed, ratio = self.sums
+        more = other.sums
+        self.sums = (tokens + more[0], changed + more[1], ratio + more[2])
+
+    def summary(self) -> dict[str, Any]:
+        """As for hooks; sinks are not told apart."""
+        tokens, changed, ratio = self.sums
+        return {
+            "passes": self.passes,
+            "tokens": tokens,
+            "tokens_changed": changed,
+            "sinks": 0,
+            "dose": ratio / tokens if tokens else 0.0,
+            "gated": self.gated,
+        }
+
+
 # By place: a block's number, "head input" or "logits".
 Tally = dict[int | str, PlaceTally]
 
