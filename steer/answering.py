@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from steer.journal import Journal
-from steer.models import Answer, EditTensor, SteeredModel, generate_batches
+from steer.models import Answer, EditTensor, Intervention, SteeredModel, generate_batches
 from steer.models.generation import answer_of_ids
 from steer.models.interventions import only_rows
 from steer.models.tally import Tally
@@ -92,7 +92,7 @@ def answer_jobs(
                 tally=tally,
             )
         else:
-            edits = [step for step in steps if isinstance(step, EditTensor)]
+            edits = edits_of(steps)
             recipes = [edits if job.steered else NOTHING for job in left]
             batches = engine.batches(prompts, dict(params), recipes, seeds, tally)
         for rows, answers in batches:
@@ -102,3 +102,8 @@ def answer_jobs(
             found |= new
             bar.update(len(new))
     return found
+
+
+def edits_of(steps: Sequence[Intervention]) -> list[EditTensor]:
+    """What an engine is told: steering prompts are in the text that it is given."""
+    return [step for step in steps if isinstance(step, EditTensor)]

@@ -4,19 +4,23 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steer.answering import Job, answer_jobs
-from steer.choices import choice_log_probs
+from steer.answering import Job, answer_jobs, edits_of
+from steer.choices import add_choices
 from steer.datasets import DatasetLoader, Row, input_of, named_rows, prepare_generation_datasets
 from steer.effect import perplexity_ratio
+from steer.engines.of_run import EngineOfRun, model_for
 from steer.files import fingerprint
 from steer.journal import Journal
 from steer.judging import Judgement, judge
+from steer.likelihood import answer_log_probs
 from steer.methods import Applier
+from steer.methods.prompt_writing import PromptApplier
 from steer.models import Answer, Intervention, SteeredModel
 from steer.models.facts import model_facts
 from steer.models.interventions import describe
@@ -48,6 +52,7 @@ class BaseVectorApplier:
         hparams_dict: Method key -> its settings; change them and call `apply_vectors` again.
         model: The model with what is in force; `model.reset_all()` takes everything out.
         reports: Of each data set answered, by name.
+        engine: What answers where it is not transformers; `engine.close()` ends its processes.
     """
 
     def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
@@ -55,8 +60,13 @@ class BaseVectorApplier:
         self.run = Run.of(cfg, "apply")
         self.settings = self.run.settings
         self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
-        shared = model if model is not None else self.settings.source.load()
+        # Judging, and the writing of prompts, needs weights also where another engine answers.
+        weights = self.settings.report == "full" or any(
+            isinstance(half, PromptApplier) for half in self.hparams_dict.values()
+        )
+        shared = model or model_for(self.settings, self.settings.source, weights=weights)
         self.model = SteeredModel(shared.model, shared.tokenizer)
+        self.engine = EngineOfRun(self.settings, self.settings.source, self.model)
         self.reports: dict[str, SteeringReport] = {}
         self._folds: Folds = {}
         self._judged: dict[str, Judgement] = {}
@@ -135,8 +145,8 @@ class BaseVectorApplier:
 
     def results_path(self, dataset: str) -> Path:
         """Where the results of a data set go."""
-        place = Path(self.settings.generation_output_dir or ".").expanduser()
-        return place / f"{dataset}_results.json"
+        folder = self.settings.generation_output_dir or "."
+        return Path(folder).expanduser() / f"{dataset}_results.json"
 
     def answers(
         self, texts: Sequence[str], interventions: Sequence[Intervention], **params: Any
@@ -149,7 +159,9 @@ class BaseVectorApplier:
             for n, text in enumerate(texts)
         ]
         chosen = {**self.settings.generation_params, **params}
-        found = answer_jobs(other, jobs, chosen, batch_size=self.settings.batch_size)
+        engine = self.engine.ready_for([edits_of(interventions)], chosen)
+        size = self.settings.batch_size
+        found = answer_jobs(other, jobs, chosen, batch_size=size, engine=engine)
         return [found[job.name] for job in jobs]
 
     def _prompt_ids(self, model: SteeredModel, text: str) -> list[int]:
@@ -170,11 +182,13 @@ class BaseVectorApplier:
         about = self._about(name, rows, params)
         if save and self.settings.resume and (done := self._finished(name, about)) is not None:
             return done
+        steps = self.model.interventions()
+        if self.engine.is_vllm and self.settings.report == "full" and steps:
+            # Before the other engine takes the GPU's memory.
+            self._judgement(steps)
         tally: Tally | None = None if self.settings.report == "off" else {}
-        partial = partial_path(self.results_path(name))
-        with (
-            Journal(partial, about, resume=self.settings.resume) if save else nullcontext() as kept
-        ):
+        place, resume = partial_path(self.results_path(name)), self.settings.resume
+        with Journal(place, about, resume=resume) if save else nullcontext() as kept:
             older = set(kept.items) if kept else set()
             found = answer_jobs(
                 self.model,
@@ -184,14 +198,18 @@ class BaseVectorApplier:
                 tally=tally,
                 journal=kept,
                 label=f"answering {name}",
+                engine=self.engine.ready_for([edits_of(steps)], params),
             )
         records = [record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
-        self._add_choices(rows, records)
+        if not self.engine.is_vllm:
+            add_choices(self.model, rows, records, self._prompt_ids, self.settings)
         self.reports.pop(name, None)
         if tally is not None:
             self.reports[name] = self._measured(tally, found, older)
         if save:
-            self._save(name, records, about)
+            report = self.reports.get(name)
+            more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
+            save_results(self.results_path(name), records, about, more)
         return records
 
     def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:
@@ -211,20 +229,6 @@ class BaseVectorApplier:
                 plain = self._prompt_ids(bare, text)
                 jobs.append(Job(f"{n}/orig", plain, self._seed(n, 0), steered=False))
         return jobs
-
-    def _add_choices(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """Add what the model thinks of the letters, where a row has `choices`."""
-        asked = [n for n, row in enumerate(rows) if row.get("choices")]
-        sides = {"choice_log_probs": self.model}
-        if self.settings.generate_orig_output:
-            sides["orig_choice_log_probs"] = SteeredModel(self.model.model, self.tokenizer)
-        for key, model in sides.items():
-            prompts = [self._prompt_ids(model, rows[n]["input"]) for n in asked]
-            counts = [len(rows[n]["choices"]) for n in asked]
-            steps = model.interventions()
-            found = choice_log_probs(model, prompts, counts, steps, self.settings.batch_size)
-            for n, values in zip(asked, found, strict=True):
-                records[n][key] = values
 
     def _about(self, name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides the results of a data set."""
@@ -250,11 +254,6 @@ class BaseVectorApplier:
             self.reports[name] = SteeringReport.of(run["report"])
         return records
 
-    def _save(self, name: str, records: list[Record], about: Mapping[str, Any]) -> None:
-        report = self.reports.get(name)
-        more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
-        save_results(self.results_path(name), records, about, more)
-
     def _measured(
         self, tally: Tally, found: Mapping[str, Answer], older: set[str]
     ) -> SteeringReport:
@@ -267,15 +266,20 @@ class BaseVectorApplier:
             report.why_not["layers"] = f"{len(older)} answers of the killed run are not counted"
         if self.settings.report != "full" or not steps:
             return report
-        self._judge(report, steps)
+        judged = self._judgement(steps)
+        report.effect, report.kl = judged.effect, judged.kl
+        if judged.effect is None:
+            report.why_not["effect"] = judged.source
         plain = [answer for name, answer in found.items() if name.endswith("/orig")]
         steered = [answer for name, answer in found.items() if not name.endswith("/orig")]
-        report.perplexity_ratio = perplexity_ratio(self.model, steered, plain)
+        vllm = self.engine.ready_for([])
+        score = vllm.log_probs if vllm else partial(answer_log_probs, self.model, interventions=[])
+        report.perplexity_ratio = perplexity_ratio(score, steered, plain)
         if not plain:
             report.why_not["perplexity_ratio"] = "set generate_orig_output: true"
         return report
 
-    def _judge(self, report: SteeringReport, steps: Sequence[Intervention]) -> None:
+    def _judgement(self, steps: Sequence[Intervention]) -> Judgement:
         """Effect and KL, which are the same for every data set answered under `steps`."""
         key = fingerprint([describe(step) for step in steps])
         if key not in self._judged:
@@ -283,16 +287,12 @@ class BaseVectorApplier:
             loader = DatasetLoader(source=self.settings.data_source)
             found = judge(self.model, self.settings.chat, names, self._steps_of_folds(), loader)
             self._judged = {key: found}
-        judged = self._judged[key]
-        report.effect, report.kl = judged.effect, judged.kl
-        if judged.effect is None:
-            report.why_not["effect"] = judged.source
+        return self._judged[key]
 
     def _steps_of_folds(self) -> list[tuple[Sequence[Intervention], Sequence[Row]]]:
         """What each fold's own vectors do, and its rows; empty where several methods have folds."""
-        given = {key: folds for key, folds in self._folds.items() if key in self.hparams_dict}
-        if len(given) != 1:
+        keys = [key for key in self._folds if key in self.hparams_dict]
+        if len(keys) != 1:
             return []
-        ((key, folds),) = given.items()
-        half = self.hparams_dict[key]
+        half, folds = self.hparams_dict[keys[0]], self._folds[keys[0]]
         return [(half.interventions(self.model, vectors), rows) for vectors, rows in folds]

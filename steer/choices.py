@@ -1,6 +1,6 @@
 """What a model thinks of the letters of a multiple-choice question, before it says a word."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -51,6 +51,36 @@ def choice_log_probs(
         dict(zip(ascii_uppercase, found[row][:count], strict=False))
         for row, count in enumerate(counts)
     ]
+
+
+def add_choices(
+    model: SteeredModel,
+    rows: Sequence[Mapping[str, Any]],
+    records: Sequence[dict[str, Any]],
+    prompt_ids: Callable[[SteeredModel, str], list[int]],
+    settings: Any,
+) -> None:
+    """Add what the model thinks of the letters, where a row has `choices`.
+
+    Args:
+        model: With what is in force on it.
+        rows: As they were answered.
+        records: Of each row: `choice_log_probs` is put in, and `orig_choice_log_probs` of the
+            untouched model where `settings` ask for its answers.
+        prompt_ids: What is read for an input.
+        settings: `generate_orig_output` and `batch_size` count.
+    """
+    asked = [n for n, row in enumerate(rows) if row.get("choices")]
+    sides = {"choice_log_probs": model}
+    if settings.generate_orig_output:
+        sides["orig_choice_log_probs"] = SteeredModel(model.model, model.tokenizer)
+    for key, side in sides.items():
+        prompts = [prompt_ids(side, rows[n]["input"]) for n in asked]
+        counts = [len(rows[n]["choices"]) for n in asked]
+        steps = side.interventions()
+        found = choice_log_probs(side, prompts, counts, steps, settings.batch_size)
+        for n, values in zip(asked, found, strict=True):
+            records[n][key] = values
 
 
 def _tokens(model: SteeredModel, letter: str) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steer.datasets import SIDES, Row, answer_of, question_of
-from steer.likelihood import REPLAY_BYTES, AnswerScorer, answer_log_probs, last_logits
+from steer.likelihood import REPLAY_BYTES, AnswerScorer, last_logits
 from steer.models import (
     Answer,
     ChatFormat,
@@ -267,19 +267,25 @@ def _log_probs(
 
 
 def perplexity_ratio(
-    model: SteeredModel, steered: Sequence[Answer], plain: Sequence[Answer]
+    score: Callable[[list[list[int]], list[list[int]]], list[Tensor]],
+    steered: Sequence[Answer],
+    plain: Sequence[Answer],
 ) -> float | None:
-    """Perplexity of steered answers over that of unsteered ones, both under the untouched model.
+    """Perplexity of steered answers over that of unsteered ones.
 
-    None where one side has no answer of at least one token.
+    Args:
+        score: Gives the log-probabilities of answers to prompts under the untouched model.
+        steered: One side.
+        plain: The other.
+
+    Returns:
+        None where one side has no answer of at least one token.
     """
     logs = []
     for answers in (steered, plain):
         kept = [a for a in answers if a.new_ids]
         if not kept:
             return None
-        found = answer_log_probs(
-            model, [a.prompt_ids for a in kept], [a.new_ids for a in kept], interventions=[]
-        )
+        found = score([a.prompt_ids for a in kept], [a.new_ids for a in kept])
         logs.append(float(torch.cat(found).mean()))
     return float(np.exp(logs[1] - logs[0]))

@@ -25,12 +25,7 @@ WITHOUT_EFFECT = (
     "save_activations",
     "use_cache",
     "max_length",
-    "vllm_gpu_memory_utilization",
-    "vllm_max_model_len",
     "vllm_enable_v1_multiprocessing",
-    "vllm_enforce_eager",
-    "vllm_tensor_parallel_size",
-    "vllm_pipeline_parallel_size",
 )
 SHIPPED = "hparams/Steer/{method}_hparams/{file}.yaml"
 PATHS = {"generate": "steer_train_hparam_paths", "apply": "apply_steer_hparam_paths"}

@@ -21,6 +21,7 @@ from steer.build import (
     unknown,
 )
 from steer.datasets import SOURCES, dataset_name
+from steer.engines.options import EngineOptions
 from steer.method_files import (
     ALIASES,
     WITHOUT_EFFECT,
@@ -51,8 +52,8 @@ ALWAYS = (*WITHOUT_EFFECT, "steer_from_end_position")
 
 
 @dataclass(kw_only=True)
-class Settings(ModelSource, ChatFormat):
-    """The top of a config; see `ModelSource` and `ChatFormat` for the model and the text.
+class Settings(ModelSource, ChatFormat, EngineOptions):
+    """The top of a config; see `ModelSource`, `ChatFormat` and `EngineOptions` for the rest.
 
     Attributes:
         seed: For everything random.
@@ -82,7 +83,6 @@ class Settings(ModelSource, ChatFormat):
         eval_methods: Metrics that the scripts score the answers by; see `steer.evaluate`.
         eval_options: Options of those metrics.
         resume: Go on where a killed run of the same settings stopped.
-        vllm_enable: Not built yet; refused.
     """
 
     seed: int = 42
@@ -108,7 +108,6 @@ class Settings(ModelSource, ChatFormat):
     eval_methods: list[str] = field(default_factory=list)
     eval_options: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
-    vllm_enable: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +118,7 @@ class Settings(ModelSource, ChatFormat):
         check_batch_size(self.batch_size)
         check_value("seed", self.seed, "0 or more and below 2**32", 0 <= self.seed < 2**32)
         check_value("num_responses", self.num_responses, "1 or more", self.num_responses >= 1)
-        if self.vllm_enable:
-            raise ValueError("vllm_enable: vLLM is not supported yet; set vllm_enable: false")
+        self.check_engine()
 
     @property
     def source(self) -> ModelSource:

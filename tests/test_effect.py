@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from steer.effect import (
     perplexity_ratio,
     randomised,
 )
+from steer.likelihood import answer_log_probs
 from steer.models import Add, Answer, ChatFormat, EditLayer, EditPrompt, SteeredModel
 
 pytestmark = pytest.mark.slow
@@ -233,8 +235,9 @@ def test_the_perplexity_ratio_is_that_of_the_slow_loop(model: SteeredModel):
         logs = sum(total(model, a.prompt_ids, a.new_ids, zero) for a in answers if a.new_ids)
         means.append(logs / sum(len(a.new_ids) for a in answers))
     expected = math.exp(means[1] - means[0])
-    assert perplexity_ratio(model, steered, plain) == pytest.approx(expected, rel=1e-4)
-    assert perplexity_ratio(model, steered, [Answer([1], [], "", "")]) is None
+    score = partial(answer_log_probs, model, interventions=[])
+    assert perplexity_ratio(score, steered, plain) == pytest.approx(expected, rel=1e-4)
+    assert perplexity_ratio(score, steered, [Answer([1], [], "", "")]) is None
 
 
 def test_random_vectors_are_compared_on_the_first_pairs(model: SteeredModel):

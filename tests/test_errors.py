@@ -288,9 +288,24 @@ CONFIG = [
         r"^config: num_responses must be 1 or more: got 0",
     ),
     (
-        "vLLM",
-        lambda p: p.apply(vllm_enable=True),
-        r"vllm_enable: vLLM is not supported yet; set vllm_enable: false",
+        "an engine that there is not",
+        lambda p: p.apply(engine="vlm"),
+        r"unknown engine 'vlm'; did you mean 'vllm'\?",
+    ),
+    (
+        "vLLM with a device map",
+        lambda p: p.apply(vllm_enable=True, device_map="auto"),
+        r"engine: vllm does not take device_map: use vllm_tensor_parallel_size",
+    ),
+    (
+        "a setting of vLLM that belongs to steering",
+        lambda p: p.apply(vllm_params={"worker_cls": "other"}),
+        r"vllm_params must leave worker_cls to steering",
+    ),
+    (
+        "no slots for vLLM",
+        lambda p: p.apply(vllm_slots=1),
+        r"vllm_slots must be 2 or more: got 1",
     ),
     (
         "one key in two spellings with two values",

@@ -30,8 +30,12 @@ from steer.models.tally import CountedTally, Tally
 WORKER = "steer.engines.vllm_worker.SteeringWorker"
 # The keys of vllm_worker, which only vLLM's processes import.
 CONFIG, RECIPE = "steer", "steer_recipe"
-# On a CPU vLLM asks for GiB, and without an answer takes what is there.
-CPU_CACHE_GIB = "2"
+ENVIRONMENT = {
+    # GiB; without them vLLM on a CPU takes what is there.
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    # A hundred lines at every start hide what a run says; errors are shown.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 class VLLMEngine:
@@ -191,7 +195,10 @@ class VLLMEngine:
         # Keys and values depend on the steering: two recipes must never share a block of them.
         salt = {} if name is None else {"cache_salt": salt_of(recipe, name, start)}
         request = {"prompt_token_ids": list(prompt), **salt}
-        return self.llm.llm_engine.add_request(f"steer-{next(self._numbers)}", request, chosen)
+        number = f"steer-{next(self._numbers)}"
+        # What it returns is vLLM's own number, which its outputs do not bear.
+        self.llm.llm_engine.add_request(number, request, chosen)
+        return number
 
     def _admit(self, name: str | None, recipe: Recipe) -> bool:
         """Count a request of a recipe, which is installed if it is not; False where no room is."""
@@ -257,7 +264,8 @@ class VLLMEngine:
 
 
 def _start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         from vllm import LLM
     except ImportError as error:
@@ -275,5 +283,6 @@ def _start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any
         dtype=dtype,  # type: ignore[arg-type]
         worker_cls=WORKER,
         additional_config={CONFIG: steering},
+        use_tqdm_on_load=False,
         **options.engine_args(),
     )

@@ -45,7 +45,7 @@ def sampling_of(config: GenerationConfig, limit: int, seed: Sequence[int]) -> di
 
 def check_known(config: GenerationConfig) -> None:
     """Raise a ValueError where `config` says what vLLM has no word for."""
-    told = {k: v for k, v in config.to_diff_dict().items() if v is not None}
+    told = {k: v for k, v in config.to_diff_dict().items() if v not in (None, False)}
     neutral = {name: value for name, (_, value) in WARPERS.items()}
     unknown = [k for k, v in told.items() if k not in KNOWN and v != neutral.get(k, object())]
     unknown = [k for k in unknown if not k.startswith("_")]

@@ -39,11 +39,13 @@ class Bank(nn.Module):
     Attributes:
         index: [most tokens of a pass], int64, shared by all banks of a model: each token's slot.
         counts: [slots, 3], float64: tokens, tokens changed, sum of |change| / |residual|.
-        passes: Number of passes that had a token in a slot above 0.
+        acts: [slots], bool: whether a slot does anything here.
+        passes: Number of passes that had a token in such a slot.
     """
 
     index: Tensor
     counts: Tensor
+    acts: Tensor
     passes: Tensor
 
     def __init__(self, width: int, slots: int, stages: Sequence[Stage], index: Tensor) -> None:
@@ -54,6 +56,8 @@ class Bank(nn.Module):
         self.register_buffer("index", index, persistent=False)
         counts = torch.zeros(slots, 3, dtype=exact, device=device)
         self.register_buffer("counts", counts, persistent=False)
+        acts = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.register_buffer("acts", acts, persistent=False)
         passes = torch.zeros((), dtype=torch.int64, device=device)
         self.register_buffer("passes", passes, persistent=False)
         self.stages = nn.ModuleList(
@@ -87,7 +91,7 @@ class Bank(nn.Module):
         ratio = size / torch.linalg.vector_norm(before, dim=-1).clamp_min(1e-12)
         found = torch.stack([torch.ones_like(size), (size > 0).float(), ratio], dim=-1)
         self.counts.index_add_(0, slot, found.to(self.counts.dtype))
-        self.passes.add_((slot > NO_SLOT).any())
+        self.passes.add_(self.acts[slot].any())
 
     def write(self, slot: int, edits: Sequence[Edit]) -> None:
         """Let `slot` do `edits`, in order, from now on; nothing where there are none.
@@ -98,11 +102,12 @@ class Bank(nn.Module):
         placed = placed_in(self.abilities(), summed(edits))
         for stage, edit in zip(self.stages, placed, strict=True):
             cast(Directions | Calls, stage).write(slot, edit)
+        self.acts[slot] = bool(edits)
         self.counts[slot] = 0
 
     def taken(self, slots: Sequence[int]) -> list[float]:
-        """Counts of `slots`, summed, and passes; they begin again at 0."""
-        chosen = list(slots)
+        """Counts of those of `slots` that act here, summed, and passes; they begin again at 0."""
+        chosen = [slot for slot in slots if self.acts[slot]]
         found = [*self.counts[chosen].sum(0).tolist(), int(self.passes)]
         self.counts[chosen] = 0
         self.passes.zero_()

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -83,13 +85,30 @@ class ModelSource:
         _latest[:] = [model]
         return SteeredModel(model, _tokenizers[model])
 
+    def structure(self) -> SteeredModel:
+        """The model without weights: what methods and tokens need to know of it.
+
+        Raises:
+            ValueError: As for `load`.
+        """
+        config, tokenizer = self._config(), self.tokenizer()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=self._dtype())
+        place, options = self.place()
+        # A model without a file of its own for generation is no error.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(
+                place, revision=options["revision"]
+            )
+        return SteeredModel(model.requires_grad_(False), tokenizer)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer alone: no weights are read.
 
         Raises:
             ValueError: There is none to be had.
         """
-        place, options = self._place()
+        place, options = self.place()
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)
         except (OSError, ValueError) as error:
@@ -98,13 +117,18 @@ class ModelSource:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
 
-    def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        place, options = self._place()
+    def _config(self) -> Any:
+        place, options = self.place()
         try:
             config = AutoConfig.from_pretrained(place, **options)
         except (OSError, ValueError) as error:
             raise self._unreadable(place, error) from error
         _refuse_encoder_decoder(self.model_name_or_path, config)
+        return config
+
+    def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        place, options = self.place()
+        self._config()
         tokenizer = self.tokenizer()
         try:
             model = AutoModelForCausalLM.from_pretrained(place, **options, **self._weights())
@@ -123,7 +147,8 @@ class ModelSource:
             "environment"
         )
 
-    def _place(self) -> tuple[Path | str, dict[str, Any]]:
+    def place(self) -> tuple[Path | str, dict[str, Any]]:
+        """The folder or Hub id that holds the weights, and options for who reads it."""
         name = self.model_name_or_path
         options = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
         if name == EMBEDDED:
@@ -161,6 +186,11 @@ _tokenizers: weakref.WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase]
     weakref.WeakKeyDictionary()
 )
 _latest: list[PreTrainedModel] = []
+
+
+def forget_latest() -> None:
+    """Let go of the weights that were read last, where nobody else holds them."""
+    _latest.clear()
 
 
 def choose_device(device: str | int | torch.device) -> torch.device:

@@ -139,9 +139,10 @@ def stages_for(recipes: Sequence[Sequence[EditTensor]]) -> Layout:
     found: Layout = {}
     for edits in recipes:
         places = dict.fromkeys(edit.place for edit in edits)
-        every = [True] * len(edits)
-        own: Layout = {p: [(ability_of(e),) for e in summed(_at(p, edits, every))] for p in places}
-        found = joined(found, own)
+        for chosen in along(edits)[1]:
+            acting = {place: summed(_at(place, edits, chosen)) for place in places}
+            own: Layout = {p: [(ability_of(e),) for e in some] for p, some in acting.items()}
+            found = joined(found, own)
     return found
 
 

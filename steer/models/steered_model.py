@@ -54,7 +54,9 @@ class SteeredModel:
         if embeddings.weight.device.type != "meta":
             return embeddings.weight.device
         # Offloaded: accelerate fetches the weights to a device of its own for each call.
-        hook = embeddings._hf_hook
+        hook = getattr(embeddings, "_hf_hook", None)
+        if hook is None:
+            return torch.device("cpu")
         used = [one.execution_device for one in getattr(hook, "hooks", [hook])]
         return torch.device("cpu" if used[0] is None else used[0])
 
