@@ -223,11 +223,13 @@ class _Encoder:
 
     def __init__(self, sae: SAE) -> None:
         self.sae = sae
+        self._on: dict[torch.device, SAE] = {}
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        if self.sae.W_enc.device != tokens.device:
-            self.sae = self.sae.to(tokens.device)
-        return self.sae.encode(tokens)
+        device = tokens.device
+        if device not in self._on:
+            self._on[device] = self.sae.to(device)
+        return self._on[device].encode(tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _encoder_of, (self.sae.about["source"],)
