@@ -10,7 +10,7 @@ import steer
 from steer.cli import script
 
 
-@script("vector_generate")
+@script("vector_generate", shared=True)
 def main(cfg: DictConfig) -> None:
     """Train every method of the config on every data set of the config."""
     from steer.showing import show_training

@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from steer.activations import Passage
 from steer.models import SteeredModel
 from steer.models.load import ModelSource, auto_dtype, choose_device
+from steer.passages import Passage
 
 SHAPES = {
     "tiny": {

@@ -16,11 +16,12 @@ import torch
 from _measure import interleaved, load, made_up_pairs, parser, peak, ratio, report
 from torch import nn
 
-from steer.activations import Passage, contrast
+from steer.activations import contrast
 from steer.datasets import DatasetLoader
 from steer.methods.caa import TrainCAA
 from steer.models import SteeredModel
 from steer.models.batching import padded, run_passes
+from steer.passages import Passage
 
 
 def loop(

@@ -13,11 +13,12 @@ from collections.abc import Callable
 import torch
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
 
-from steer.activations import Passage, contrast
+from steer.activations import contrast
 from steer.datasets import DatasetLoader
 from steer.methods.caa import TrainCAA
 from steer.methods.sta import TrainSTA
 from steer.models import SteeredModel
+from steer.passages import Passage
 from steer.saes import SAE
 
 LAYER = 15  # of the SAE that comes with the project

@@ -1,60 +1,23 @@
 """Mean activations over answers, the raw material of the contrastive methods.
 
-Passes are batched, rows of like length together; each stops behind the deepest layer that is
-read, and neither the head nor a gradient is computed.
+Where several processes share work, each reads its part of the passages. The main one adds up, in
+float64 and in the order of processes, or puts rows back in their places.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from steer import processes
 from steer.models import SteeredModel
-from steer.models.batching import padded, run_passes
-from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
-from steer.models.tally import SINK_FACTOR
+from steer.passages import Batch, Encode, Passage, added, passage_means
 
 # Into how many parts what is read is kept, for cross-validation.
 FOLDS = 5
-# Tokens that are encoded at once: more would fill memory, n numbers a token, and gain nothing.
-ENCODED_TOKENS = 1024
-
-# Activations [tokens, d_model] -> [tokens, n].
-Encode = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A token sequence and the part of it that is averaged.
-
-    Attributes:
-        ids: The tokens.
-        start: First token that is read.
-        stop: The one behind the last.
-    """
-
-    ids: Sequence[int]
-    start: int
-    stop: int
-
-
-class Batch(NamedTuple):
-    """What one pass read.
-
-    Attributes:
-        rows: The numbers of its passages.
-        means: Layer -> [batch, d_model], mean activations.
-        norms: Layer -> [batch], median norms of what was read, attention sinks left out.
-        encoded: Layer -> [batch, n], means of what the layer's encoder makes of each token.
-    """
-
-    rows: list[int]
-    means: dict[int, Tensor]
-    norms: dict[int, Tensor]
-    encoded: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,42 +113,15 @@ def contrast(
     """
     pairs = len(wanted)
     folds = min(folds, pairs)
-    sums: dict[int, Tensor] = {}
-    differences: dict[int, Tensor] = {}
-    active: dict[int, Tensor] = {}
-    norms: dict[int, list[Tensor]] = {n: [] for n in layers}
-    passages = [*wanted, *shunned]
-    for batch in _with_bar(passage_means(model, passages, layers, batch_size, encoders), passages):
-        fold = torch.tensor([row % pairs % folds for row in batch.rows])
-        shuns = torch.tensor([row >= pairs for row in batch.rows])
-        sign = 1.0 - 2.0 * shuns[:, None]
-        for n in norms:
-            norms[n].append(batch.norms[n])
-            sums[n] = _added(sums.get(n), fold, _exact(batch.means[n], sign), folds)
-        for n, values in batch.encoded.items():
-            above = (values > 0).float()
-            differences[n] = _added(differences.get(n), fold, _exact(values, sign), folds)
-            active[n] = _added(active.get(n), fold + folds * shuns, above, 2 * folds)
+    passages, shared = [*wanted, *shunned], (layers, batch_size, pairs, folds, encoders or {})
+    jobs = [_ToSum(*_picked(passages, rows), *shared) for rows in _shares(passages)]
+    parts = processes.share_out(jobs, lambda job: job(model))
     counts = torch.bincount(torch.arange(pairs) % folds, minlength=folds).float()
-    features = {n: FeatureSums(s.cpu(), *active[n].cpu().chunk(2)) for n, s in differences.items()}
-    return Contrast({n: s.cpu() for n, s in sums.items()}, counts, _medians(norms), features)
-
-
-def _exact(values: Tensor, sign: Tensor) -> Tensor:
-    # The two sides are summed in any order: where massive activations cancel, float32 would lose
-    # digits that the difference of a pair keeps. Apple's GPUs have no float64.
-    exact = values if values.device.type == "mps" else values.double()
-    return exact * sign.to(exact)
-
-
-def _added(sums: Tensor | None, index: Tensor, values: Tensor, size: int) -> Tensor:
-    """`sums`, [size, n], zeros at first, with rows of `values` added to the rows `index`."""
-    before = values.new_zeros(size, values.shape[1]) if sums is None else sums
-    return before.index_add_(0, index.to(values.device), values)
-
-
-def _medians(norms: Mapping[int, Sequence[Tensor]]) -> dict[int, float]:
-    return {n: float(torch.cat(list(parts)).median()) for n, parts in norms.items()}
+    active = _total(part.active for part in parts)
+    differences = _total(part.differences for part in parts)
+    features = {n: FeatureSums(s, *active[n].chunk(2)) for n, s in differences.items()}
+    norms = _medians([part.norms for part in parts])
+    return Contrast(_total(part.sums for part in parts), counts, norms, features)
 
 
 def pair_means(
@@ -199,91 +135,135 @@ def pair_means(
     """Read both sides of each pair, and keep them apart; arguments as for `contrast`."""
     passages = [*wanted, *shunned]
     sides = {n: torch.empty(len(passages), model.d_model) for n in layers}
-    norms: dict[int, list[Tensor]] = {n: [] for n in layers}
-    for batch in _with_bar(passage_means(model, passages, layers, batch_size), passages):
-        for n in norms:
-            sides[n][batch.rows] = batch.means[n].cpu()
-            norms[n].append(batch.norms[n])
-    return PairMeans({n: s.unflatten(0, (2, -1)) for n, s in sides.items()}, _medians(norms))
+    shares = _shares(passages)
+    jobs = [_ToKeep(*_picked(passages, rows), layers, batch_size) for rows in shares]
+    parts = processes.share_out(jobs, lambda job: job(model))
+    for rows, (means, _) in zip(shares, parts, strict=True):
+        for n, values in means.items():
+            sides[n][rows] = values
+    norms = _medians([norms for _, norms in parts])
+    return PairMeans({n: s.unflatten(0, (2, -1)) for n, s in sides.items()}, norms)
 
 
-def _with_bar(batches: Iterator[Batch], passages: Sequence[Passage]) -> Iterator[Batch]:
-    with tqdm(total=len(passages), desc="reading activations", unit="answer") as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch.rows))
+# ---- what one process reads ----
 
 
-def passage_means(
-    model: SteeredModel,
-    passages: Sequence[Passage],
-    layers: Sequence[int],
-    batch_size: int | str = "auto",
-    encoders: Mapping[int, Encode] | None = None,
-) -> Iterator[Batch]:
-    """What is read of each passage, a batch at a time; arguments as for `contrast`."""
-    starts = [passage.ids[: passage.start] for passage in passages]
-    prefix = shared_length(starts) if attention_span(model) else 0
-    cache = prefix_cache(model, passages[0].ids[:prefix], layers)
-    lengths = [passage.stop - prefix for passage in passages]
-
-    def run(rows: list[int]) -> Batch:
-        ids, inside = _span([passages[row] for row in rows], prefix, model.device)
-        shared = {} if cache is None else {"past_key_values": repeated(cache, len(rows))}
-        hidden = model.read({"input_ids": ids, **shared}, layers)
-        return _averaged(rows, hidden, inside, encoders or {})
-
-    for _, batch in run_passes(lengths, batch_size, model.device, run):
-        yield batch
+def _shares(passages: Sequence[Passage]) -> list[list[int]]:
+    return processes.shares([passage.stop for passage in passages])
 
 
-def _span(passages: list[Passage], prefix: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids behind the prefix, and which of them are read; both [batch, seq]."""
-    # Nothing behind a passage's last token that is read can change it, so it is cut off there;
-    # and padding on the right is behind everything, so causal attention needs no mask.
-    rows = [passage.ids[prefix : passage.stop] for passage in passages]
-    ids, _ = padded(rows, rows[0][-1], "right", device)
-    column = torch.arange(prefix, prefix + ids.shape[1], device=ids.device)
-    starts = torch.tensor([p.start for p in passages], device=ids.device)[:, None]
-    stops = torch.tensor([p.stop for p in passages], device=ids.device)[:, None]
-    return ids, (column >= starts) & (column < stops)
+def _picked(passages: Sequence[Passage], rows: list[int]) -> tuple[list[Passage], list[int]]:
+    return [passages[row] for row in rows], rows
 
 
-@torch.inference_mode()
-def _averaged(
-    rows: list[int],
-    hidden: Mapping[int, Tensor],
-    read: Tensor,
-    encoders: Mapping[int, Encode],
-) -> Batch:
-    batch = Batch(rows, {}, {}, {})
-    for n, outputs in hidden.items():
-        inside = read.to(outputs.device)
-        values = outputs.float().masked_fill(~inside[..., None], 0)
-        batch.means[n] = values.sum(dim=1) / inside.sum(dim=1, keepdim=True)
-        batch.norms[n] = _usual_norm(values.norm(dim=-1).masked_fill(~inside, torch.nan))
-        if n in encoders:
-            batch.encoded[n] = _encoded(values[inside], inside, encoders[n])
-    return batch
+@dataclass(frozen=True)
+class _Share:
+    """What a process is to read.
 
-
-def _encoded(tokens: Tensor, inside: Tensor, encode: Encode) -> Tensor:
-    """Means, [batch, n], over each row's tokens of what they are encoded to.
-
-    Args:
-        tokens: [tokens, d_model], row after row.
-        inside: [batch, seq]: where they are in their rows.
-        encode: What makes [tokens, n] of them.
+    Attributes:
+        passages: Maybe none.
+        rows: The number of each among all, the wanted ones and then the shunned ones.
+        layers: As for `contrast`.
+        batch_size: As for `contrast`.
     """
-    owner, sums = inside.nonzero()[:, 0], None
-    parts = zip(tokens.split(ENCODED_TOKENS), owner.split(ENCODED_TOKENS), strict=True)
-    for part, rows in parts:
-        sums = _added(sums, rows, encode(part), len(inside))
-    assert sums is not None
-    return sums / inside.sum(dim=1, keepdim=True)
+
+    passages: Sequence[Passage]
+    rows: Sequence[int]
+    layers: Sequence[int]
+    batch_size: int | str
+
+    def batches(
+        self, model: SteeredModel, encoders: Mapping[int, Encode] | None = None
+    ) -> Iterator[Batch]:
+        """What is read, a batch at a time; its rows are numbers among `passages`."""
+        if not self.passages:
+            return
+        # Not `disable=False`, which the environment could not change.
+        quiet: dict[str, Any] = {} if processes.is_main() else {"disable": True}
+        bar = tqdm(total=len(self.passages), desc="reading activations", unit="answer", **quiet)
+        given = (self.layers, self.batch_size, encoders)
+        with bar:
+            for batch in passage_means(model, self.passages, *given):
+                processes.check()
+                yield batch
+                bar.update(len(batch.rows))
 
 
-def _usual_norm(norms: Tensor) -> Tensor:
-    """Median of each row's norms [batch, seq], NaN and attention sinks left out."""
-    middle = norms.nanmedian(dim=1, keepdim=True).values
-    return norms.masked_fill(norms > SINK_FACTOR * middle, torch.nan).nanmedian(dim=1).values
+class _Sums(NamedTuple):
+    """Sums over a share, and the norms of its rows, by layer."""
+
+    sums: dict[int, Tensor]
+    differences: dict[int, Tensor]
+    active: dict[int, Tensor]
+    norms: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class _ToSum(_Share):
+    """A share of `contrast`."""
+
+    pairs: int
+    folds: int
+    encoders: Mapping[int, Encode]
+
+    def __call__(self, model: SteeredModel) -> _Sums:
+        sums: dict[int, Tensor] = {}
+        differences: dict[int, Tensor] = {}
+        active: dict[int, Tensor] = {}
+        norms: dict[int, list[Tensor]] = {}
+        for batch in self.batches(model, self.encoders):
+            rows = torch.tensor([self.rows[row] for row in batch.rows])
+            fold, shuns = rows % self.pairs % self.folds, rows >= self.pairs
+            sign = 1.0 - 2.0 * shuns[:, None]
+            for n, means in batch.means.items():
+                norms.setdefault(n, []).append(batch.norms[n])
+                sums[n] = added(sums.get(n), fold, _exact(means, sign), self.folds)
+            for n, values in batch.encoded.items():
+                exact, above = _exact(values, sign), (values > 0).float()
+                differences[n] = added(differences.get(n), fold, exact, self.folds)
+                side = fold + self.folds * shuns
+                active[n] = added(active.get(n), side, above, 2 * self.folds)
+        return _Sums(_on_cpu(sums), _on_cpu(differences), _on_cpu(active), _joined(norms))
+
+
+@dataclass(frozen=True)
+class _ToKeep(_Share):
+    """A share of `pair_means`."""
+
+    def __call__(self, model: SteeredModel) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        means = {n: torch.empty(len(self.rows), model.d_model) for n in self.layers}
+        norms: dict[int, list[Tensor]] = {}
+        for batch in self.batches(model):
+            for n, values in batch.means.items():
+                means[n][batch.rows] = values.cpu()
+                norms.setdefault(n, []).append(batch.norms[n])
+        return means, _joined(norms)
+
+
+def _exact(values: Tensor, sign: Tensor) -> Tensor:
+    # The two sides are summed in any order: where massive activations cancel, float32 would lose
+    # digits that the difference of a pair keeps. Apple's GPUs have no float64.
+    exact = values if values.device.type == "mps" else values.double()
+    return exact * sign.to(exact)
+
+
+def _on_cpu(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    return {n: tensor.cpu() for n, tensor in tensors.items()}
+
+
+def _joined(parts: Mapping[int, Sequence[Tensor]]) -> dict[int, Tensor]:
+    return {n: torch.cat(list(tensors)).cpu() for n, tensors in parts.items()}
+
+
+def _total(parts: Iterable[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """Sums over the processes, by layer; one that read nothing has none."""
+    total: dict[int, Tensor] = {}
+    for part in parts:
+        for n, sums in part.items():
+            total[n] = total[n] + sums if n in total else sums
+    return total
+
+
+def _medians(parts: Sequence[Mapping[int, Tensor]]) -> dict[int, float]:
+    layers = dict.fromkeys(n for part in parts for n in part)
+    return {n: float(torch.cat([p[n] for p in parts if n in p]).median()) for n in layers}

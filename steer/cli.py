@@ -16,6 +16,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+import steer
+from steer import processes
 from steer.build import COMMAND_LINE, unknown
 from steer.files import find, project_root
 from steer.secrets import RedactingFormatter, is_secret_key, redacted
@@ -37,6 +39,7 @@ USERS_MISTAKES = (
     *(HydraException, OmegaConfBaseException),
 )
 INTERRUPTED = 130
+KEPT = "interrupted: finished answers and vectors are kept; resume=true goes on from them"
 
 HELP = """\
 {purpose}
@@ -52,15 +55,21 @@ here too and then hold for every method: layers=[12] multipliers=[-2]
 {keys}"""
 
 
-def script(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def script(
+    config_name: str, *, shared: bool = False
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a program of `main(cfg)` and hparams/Steer/<name>.yaml, whose keys `key=value` changes.
 
     A mistake of the user's ends it with one line and status 1; `STEER_TRACEBACK=1` shows all.
+
+    Args:
+        config_name: The file of the program's keys.
+        shared: Whether it makes vectors, and several processes of a launcher can share its work.
     """
 
     def wrap(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run() -> None:
-            job = _job(_explain if EXPLAIN in sys.argv else main)
+            job = _job(_explain if EXPLAIN in sys.argv else main, shared)
             with_config = hydra.main(
                 version_base="1.3", config_path=str(_shipped()), config_name=config_name
             )
@@ -131,25 +140,47 @@ def _short(file: Path) -> str:
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 
 
-def _job(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def _job(main: Callable[[DictConfig], None], shared: bool) -> Callable[[DictConfig], None]:
     def job(cfg: DictConfig) -> None:
         _start_logging()
         try:
             with open_dict(cfg):
                 cfg["origin_of"] = _origins(cfg)
-            main(cfg)
+            with processes.together():
+                _run(main, cfg, shared)
         except (*USERS_MISTAKES, KeyboardInterrupt) as error:
             _fail(error)
 
     return job
 
 
+def _run(main: Callable[[DictConfig], None], cfg: DictConfig, shared: bool) -> None:
+    if processes.count() == 1:
+        main(cfg)
+    elif not shared:
+        raise ValueError(
+            f"{processes.count()} processes were launched, and this program is for one: only "
+            "vectors_generate.py shares its work; start it with python, device_map=auto puts one "
+            "model on several GPUs"
+        )
+    elif processes.is_main():
+        main(cfg)
+    else:
+        steer.BaseVectorGenerator(cfg).assist()
+
+
 def _fail(error: BaseException) -> NoReturn:
     """End with one line on stderr, or the whole traceback where asked for."""
+    whole = bool(os.environ.get("STEER_TRACEBACK"))
+    # The main process says it, and with which status: a launcher that saw another one fail first
+    # would kill the main one before it could.
+    if isinstance(error, processes.Stopped) and not whole:
+        sys.exit(0)
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted: finished answers and vectors are kept; resume=true goes on from them")
+        if processes.is_main():
+            _say(KEPT)
         sys.exit(INTERRUPTED)
-    if os.environ.get("STEER_TRACEBACK"):
+    if whole:
         _say("".join(traceback.format_exception(error)))
     else:
         _say(f"error: {' '.join(_message(error).split())}")
@@ -167,13 +198,18 @@ def _message(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(redacted(text).rstrip() + "\n")
+    sys.stderr.write(_speaker() + redacted(text).rstrip() + "\n")
+
+
+def _speaker() -> str:
+    return "" if processes.is_main() else f"process {processes.number()}: "
 
 
 def _start_logging() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    handler.setFormatter(RedactingFormatter(f"{_speaker()}%(message)s"))
+    level = logging.INFO if processes.is_main() else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
-from steer import __version__
+from steer import __version__, processes
 from steer.datasets import Row, dataset_name, named_rows, prepare_train_dataset, warnings_of
 from steer.files import check_writable, fingerprint
 from steer.methods import Context, Maker, Trained, Trainer
@@ -89,6 +90,20 @@ class BaseVectorGenerator:
         for key, name in jobs:
             self.trained[name][key] = self._train(key, name, datasets[name])
         return {name: self.vectors(name) for name in datasets}
+
+    def assist(self) -> None:
+        """Read what the main process of several hands out, until it is done.
+
+        For the others inside `steer.processes.together()`; they give the same config.
+
+        Raises:
+            RuntimeError: Another process failed.
+        """
+        disable_progress_bar()
+        if not all(isinstance(half, Maker) for half in self.hparams_dict.values()):
+            # While the main one loads its own.
+            _ = self.model
+        processes.assist(lambda job: job(self.model))
 
     def training_data(self) -> dict[str, list[Row]]:
         """The rows of each data set that the config names, by name.

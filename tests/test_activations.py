@@ -7,9 +7,10 @@ import torch
 from tiny import full_logits, ids_of
 from torch import Tensor
 
-from steer import activations
-from steer.activations import Contrast, Passage, contrast, passage_means
+from steer import passages as reading
+from steer.activations import Contrast, contrast
 from steer.models import Add, EditLayer, SteeredModel, prefix
+from steer.passages import Passage, passage_means
 
 LAYERS = [2, 0]
 
@@ -140,7 +141,7 @@ def test_what_steering_holds_open_is_read(model: SteeredModel):
 
 def test_the_usual_norm_leaves_sinks_out():
     norms = torch.tensor([[1.0, 3.0, 2.0, 80.0, torch.nan], [5.0, torch.nan, 4.0, 4.0, 4.0]])
-    assert activations._usual_norm(norms).tolist() == [2.0, 4.0]
+    assert reading._usual_norm(norms).tolist() == [2.0, 4.0]
 
 
 def test_residual_norms_are_the_median_of_what_was_read(model: SteeredModel):

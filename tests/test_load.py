@@ -12,12 +12,13 @@ from tiny import byte_tokenizer, full_logits, hooks_on, ids_of, steered, tiny_co
 from transformers import AutoModelForCausalLM, T5Config
 
 import steer
-from steer.activations import Passage, contrast
+from steer.activations import contrast
 from steer.likelihood import AnswerScorer
 from steer.models import FROM_PROMPT_END, Add, EditLayer, SteeredModel, generate
 from steer.models import load as loading
 from steer.models.facts import model_facts, weight_fingerprint
 from steer.models.load import ModelSource, choose_device, get_model
+from steer.passages import Passage
 
 VECTOR = 3 * torch.randn(16, generator=torch.Generator().manual_seed(1))
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

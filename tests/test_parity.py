@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 import steer.applier
 import steer.methods.contrastive
 from steer import BaseVectorApplier, BaseVectorGenerator
-from steer.activations import Contrast, Passage, contrast
+from steer.activations import Contrast, contrast
 from steer.answering import answer_jobs
 from steer.models import Answer
+from steer.passages import Passage
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("STEER_PARITY") or ROOT.parent / "shared" / "parity" / "open")

@@ -11,8 +11,8 @@ from test_methods import ROWS, generator_of
 from tiny import full_logits
 from torch import Tensor
 
-import steer.activations
 import steer.methods.sta
+import steer.passages
 from steer import BaseVectorGenerator
 from steer.methods.caa import TrainCAA
 from steer.methods.sta import TrainSTA
@@ -239,7 +239,7 @@ def test_only_answers_are_encoded_and_never_many_tokens_at_once(
     # A token a byte.
     assert sum(encoded) == sum(map(len, answers))
     encoded.clear()
-    monkeypatch.setattr(steer.activations, "ENCODED_TOKENS", 7)
+    monkeypatch.setattr(steer.passages, "ENCODED_TOKENS", 7)
     parts = TrainSTA(sae_paths=saes[:1]).train(model, ROWS)
     assert max(encoded) == 7
     for name, vector in whole.vectors.items():

@@ -6,10 +6,10 @@ from test_activations import slow_mean
 from torch import Tensor
 
 from steer import BaseVectorGenerator
-from steer.activations import Passage
 from steer.datasets import Row
 from steer.methods.caa import TrainCAA
 from steer.models import SteeredModel
+from steer.passages import Passage
 
 GOOD = ["What a joy.", "Very good indeed!", "I liked it.", "Fine work, all of it.", "So warm."]
 BAD = ["A bore.", "Quite bad, I fear.", "No."]

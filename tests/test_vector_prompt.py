@@ -13,9 +13,10 @@ from torch import Tensor
 
 import steer.methods.vector_prompt
 from steer import BaseVectorGenerator
-from steer.activations import Contrast, Passage, contrast
+from steer.activations import Contrast, contrast
 from steer.methods.vector_prompt import TrainVectorPrompt
 from steer.models import SteeredModel
+from steer.passages import Passage
 
 ROWS: list[dict[str, Any]] = [
     {"input": " Where is it? ", "output": " On the hill.\n"},

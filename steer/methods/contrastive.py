@@ -8,18 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, cosine_similarity
 
-from steer.activations import (
-    FOLDS,
-    Contrast,
-    PairMeans,
-    Passage,
-    contrast,
-    pair_means,
-)
+from steer.activations import FOLDS, Contrast, PairMeans, contrast, pair_means
 from steer.build import check_batch_size
 from steer.datasets import SIDES, Row, answer_of, are_single, question_of, sides_of
 from steer.methods.base import ALONE, Context, Trained
 from steer.models import ChatFormat, SteeredModel
+from steer.passages import Passage
 from steer.vectors import Vectors
 
 log = logging.getLogger(__name__)

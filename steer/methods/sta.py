@@ -7,14 +7,13 @@ are kept that differ much, and in many pairs.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steer.activations import Contrast, Encode, FeatureSums, contrast
+from steer.activations import Contrast, FeatureSums, contrast
 from steer.build import pick
 from steer.datasets import Row
 from steer.files import find, fingerprint
@@ -133,7 +132,7 @@ class TrainSTA(ContrastivePairs):
         parts = list(kept.values())
         missing = [n for n in saes if n not in kept]
         if missing:
-            sides, encoders = self.sides(model, rows), {n: _encoder(saes[n]) for n in missing}
+            sides, encoders = self.sides(model, rows), {n: _Encoder(saes[n]) for n in missing}
             size = self.batch_size
             parts.append(contrast(model, *sides, missing, batch_size=size, encoders=encoders))
         return Contrast(
@@ -216,14 +215,28 @@ def _described(report: dict[str, Any], sae: SAE) -> dict[str, Any]:
     return report
 
 
-def _encoder(sae: SAE) -> Encode:
-    """`sae.encode` on whatever device activations are."""
+class _Encoder:
+    """`sae.encode`, on whatever device activations are.
 
-    @cache
-    def on(device: torch.device) -> SAE:
-        return sae.to(device)
+    Another process that it is sent to reads the SAE itself: there are some of gigabytes.
+    """
 
-    return lambda tokens: on(tokens.device).encode(tokens)
+    def __init__(self, sae: SAE) -> None:
+        self.sae = sae
+        self._on: dict[torch.device, SAE] = {}
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        device = tokens.device
+        if device not in self._on:
+            self._on[device] = self.sae.to(device)
+        return self._on[device].encode(tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _encoder_of, (self.sae.about["source"],)
+
+
+def _encoder_of(path: str) -> _Encoder:
+    return _Encoder(load_sae(path))
 
 
 def _packed(found: Contrast, keys: Mapping[int, str]) -> Vectors:

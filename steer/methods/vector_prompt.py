@@ -10,12 +10,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from steer.activations import Passage, contrast
+from steer.activations import contrast
 from steer.datasets import Row, optional_text_of, text_of
 from steer.methods.base import ALONE, Context, Trained
 from steer.methods.contrastive import MEAN, PairReader, mean_differences
 from steer.methods.prompt_writing import PromptWriter
 from steer.models import SteeredModel
+from steer.passages import Passage
 
 
 @dataclass(kw_only=True)

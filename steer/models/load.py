@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from steer import processes
 from steer.build import pick
 from steer.files import find, fingerprint
 from steer.models.embedded import EMBEDDED, embedded_checkpoint
@@ -45,6 +46,7 @@ class ModelSource:
         dtype: `auto` is bfloat16 on a GPU that has it, else float32; or a torch dtype's name.
         device: `auto` is cuda, mps or cpu, whichever is there first; or a torch device.
         device_map: Handed to accelerate (`auto`, or a mapping) to spread over several devices.
+            Not where a launcher started several processes: each has the whole model.
         load_in_8bit: Quantise with bitsandbytes.
         load_in_4bit: Quantise with bitsandbytes.
         revision: Of a Hub id.
@@ -68,6 +70,12 @@ class ModelSource:
             pick("dtype", self.dtype, DTYPES | {"auto": torch.float32})
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_8bit and load_in_4bit exclude each other")
+        if self.device_map is not None and processes.count() > 1:
+            raise ValueError(
+                "device_map spreads one model over the devices, and each of the "
+                f"{processes.count()} processes that were launched loads a model of its own: "
+                "leave device_map out, or start one process"
+            )
         self.device = str(choose_device(self.device))
 
     def load(self) -> SteeredModel:
@@ -196,13 +204,14 @@ def forget_latest() -> None:
 def choose_device(device: str | int | torch.device) -> torch.device:
     """The device of that name; for `auto` the best there is.
 
+    Of several processes of a launcher each gets a GPU of its own where none is named by number.
+
     Raises:
         ValueError: No such device, or none of its kind on this machine.
     """
-    if str(device) == "auto":
-        return torch.device(_best_device())
+    named = _best_device() if str(device) == "auto" else device
     try:
-        chosen = torch.device(f"cuda:{device}" if str(device).isdecimal() else device)
+        chosen = torch.device(f"cuda:{named}" if str(named).isdecimal() else named)
     except RuntimeError as error:
         raise ValueError(
             f"device {device!r} is not one: use auto, cpu, mps, cuda or cuda:N"
@@ -216,6 +225,8 @@ def choose_device(device: str | int | torch.device) -> torch.device:
             f"device {str(chosen)!r} is not on this machine ({there} {chosen.type} devices seen "
             f"by torch {torch.__version__}); use device: auto, or device: cpu"
         )
+    if there and chosen.type == "cuda" and chosen.index is None and processes.count() > 1:
+        return torch.device("cuda", processes.number_here() % there)
     return chosen
 
 

@@ -113,7 +113,7 @@ def activations(
     """What a probe reads of texts, [texts, d_model], and how many were cut to `MAX_TOKENS`."""
     import torch
 
-    from steer.activations import Passage, passage_means
+    from steer.passages import Passage, passage_means
 
     tokenizer: Any = model.tokenizer
     end = tokenizer(question, add_special_tokens=False)["input_ids"]
