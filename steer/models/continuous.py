@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,12 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 
 from steer.models.batching import PASS_TOKENS, free_memory, out_of_memory, padded
 from steer.models.column_cache import ColumnCache
-from steer.models.next_token import NextTokens, Request, Row
+from steer.models.ends import limits, settled
+from steer.models.interventions import Intervention, check_rows
+from steer.models.next_token import Manner, NextTokens, Request, Row
 from steer.models.prefix import attention_span
 from steer.models.row_steering import join_rows
-from steer.models.sampling import WARPERS
+from steer.models.sampling import WARPERS, generation_config
 from steer.models.steered_model import SteeredModel
 from steer.models.tally import Tally, merge
 
@@ -62,6 +64,34 @@ def can_refill(model: SteeredModel) -> bool:
     usual = own is GenerationMixin.prepare_inputs_for_generation
     kinds = set(getattr(config, "layer_types", None) or ())
     return usual and kinds <= KINDS and attention_span(model) > 0
+
+
+def request_of(
+    model: SteeredModel,
+    key: Hashable,
+    prompt: list[int],
+    params: dict[str, Any],
+    *,
+    interventions: Sequence[Intervention] = (),
+    seed: tuple[int, ...] = (0,),
+) -> Request:
+    """A request with generation parameters as transformers' `generate` names them.
+
+    Raises:
+        ValueError: Unknown parameters, or such as cannot be followed; steering for several rows;
+            or a prompt that leaves no room.
+    """
+    config = settled(generation_config(model.model.generation_config, params), model)
+    wrong = unfollowed(config)
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)}: not possible where rows take each other's places; leave it out, "
+            "or use generate_batches with a fixed batch"
+        )
+    check_rows(interventions, 1)
+    prompt = prompt or [model.first_token]
+    (limit,) = limits(config, [prompt])
+    return Request(key, prompt, limit, Manner.of(config, model), interventions, seed)
 
 
 @dataclass(frozen=True)
@@ -118,6 +148,7 @@ class ContinuousDecoder:
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self._cancelled: deque[Hashable] = deque()
+        self._tried = 0  # rows that the latest pass needed memory for
         self._cache = ColumnCache(model.model.config)
         self._batch: _Batch | None = None
         self._options = {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {}
@@ -150,10 +181,9 @@ class ContinuousDecoder:
             return self._continue() if self.running else []
         except RuntimeError as error:
             self.pause()
-            tried = max(len(self.running), 1)
-            if self.fixed or self.rows == 1 or not out_of_memory(error):
+            if self.fixed or self._tried == 1 or not out_of_memory(error):
                 raise
-            self._halve(tried)
+            self._halve()
         except BaseException:
             self.pause()
             raise
@@ -180,6 +210,7 @@ class ContinuousDecoder:
         """Read new rows in a pass of their own."""
         self.pause()
         rows = self._next()
+        self._tried = len(self.running) + len(rows)
         device = self.model.device
         ids, mask = padded([row.text for row in rows], 0, "left", device)
         cache = DynamicCache(config=self.model.model.config)
@@ -203,7 +234,8 @@ class ContinuousDecoder:
         """The waiting rows that a pass may read, in their order; one at least."""
         most = PASS_TOKENS.get(self.model.device.type, PASS_TOKENS["cpu"])
         rows: list[Row] = []
-        for row in self.waiting:
+        for number in range(len(self.waiting)):  # others may add meanwhile
+            row = self.waiting[number]
             longest = max(len(one.text) for one in [*rows, row])
             full = len(rows) == self.rows - len(self.running)
             if full or (rows and longest * (len(rows) + 1) > most):
@@ -216,6 +248,7 @@ class ContinuousDecoder:
         if self._batch is None:
             self._batch = self._opened()
         batch, cache = self._batch, self._cache
+        self._tried = len(self.running)
         cache.prepare()
         logits = self._logits(batch.tokens[:, None], cache.mask(batch.lengths), cache)
         batch.tokens = batch.choose(logits)
@@ -281,10 +314,10 @@ class ContinuousDecoder:
                 if row.request.key not in keys:
                     self.waiting.append(row)
 
-    def _halve(self, tried: int) -> None:
+    def _halve(self) -> None:
         """Go on with fewer rows; what was under way is read again, answers so far included."""
-        self.rows = max(min(tried, self.rows) // 2, 1)
-        log.warning("out of memory with %d rows under way: going on with %d", tried, self.rows)
+        self.rows = self._tried // 2
+        log.warning("out of memory with %d rows: going on with %d", self._tried, self.rows)
         self.waiting.extendleft(reversed(self.running))
         self.running = []
         self._cache.clear()
