@@ -9,7 +9,7 @@ from steer.models import Add, EditLayer, SteeredModel
 from steer.models.batching import padded, run_batches
 from steer.models.continuous import ContinuousDecoder
 from steer.models.ends import settled
-from steer.models.next_token import Manner, Request
+from steer.models.request import Manner, Request
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 

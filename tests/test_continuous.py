@@ -26,8 +26,8 @@ from steer.models import (
     generate_batches,
 )
 from steer.models.column_cache import FEWEST_SPARE
-from steer.models.continuous import ContinuousDecoder, can_refill, request_of
-from steer.models.next_token import Manner, Request
+from steer.models.continuous import ContinuousDecoder
+from steer.models.request import Manner, Request, can_refill, request_of
 from steer.models.tally import Tally
 
 # Short and long ones in turn, so that a longer prompt comes where all others are short.

@@ -2,96 +2,27 @@
 
 import logging
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import DynamicCache
 
 from steer.models.batching import PASS_TOKENS, free_memory, out_of_memory, padded
 from steer.models.column_cache import ColumnCache
-from steer.models.ends import limits, settled
-from steer.models.interventions import Intervention, check_rows
-from steer.models.next_token import Manner, NextTokens, Request, Row
-from steer.models.prefix import attention_span
+from steer.models.next_token import NextTokens
+from steer.models.request import Request, Row
 from steer.models.row_steering import join_rows
-from steer.models.sampling import WARPERS, generation_config
 from steer.models.steered_model import SteeredModel
 from steer.models.tally import Tally, merge
 
 log = logging.getLogger(__name__)
 
-# Parameters of transformers' `generate` that are followed, or say nothing about the tokens.
-FOLLOWED = {
-    *WARPERS,
-    *("do_sample", "repetition_penalty", "stop_strings"),
-    *("max_length", "max_new_tokens", "min_new_tokens"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
-}
-# The others' values that ask for nothing, where it is not null, false or 0.
-NEUTRAL = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "length_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "_from_model_config": True,
-}
-KINDS = {"full_attention", "sliding_attention"}
 # New rows wait until there is room for this part of a batch, as a pass of its own reads them.
 FREE_PART = 8
-
-
-def unfollowed(config: GenerationConfig) -> list[str]:
-    """The parameters of `config` that a `ContinuousDecoder` cannot follow."""
-    return [
-        name
-        for name, value in config.to_dict().items()
-        if name not in FOLLOWED and value not in (None, NEUTRAL.get(name, False))
-    ]
-
-
-def can_refill(model: SteeredModel) -> bool:
-    """Whether rows of the model can take each other's places.
-
-    Its state is keys and values alone, and transformers prepares its inputs as it does for most.
-    """
-    config: Any = model.model.config.get_text_config(decoder=True)
-    own: Any = getattr(type(model.model), "prepare_inputs_for_generation", None)
-    usual = own is GenerationMixin.prepare_inputs_for_generation
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return usual and kinds <= KINDS and attention_span(model) > 0
-
-
-def request_of(
-    model: SteeredModel,
-    key: Hashable,
-    prompt: list[int],
-    params: dict[str, Any],
-    *,
-    interventions: Sequence[Intervention] = (),
-    seed: tuple[int, ...] = (0,),
-) -> Request:
-    """A request with generation parameters as transformers' `generate` names them.
-
-    Raises:
-        ValueError: Unknown parameters, or such as cannot be followed; steering for several rows;
-            or a prompt that leaves no room.
-    """
-    config = settled(generation_config(model.model.generation_config, params), model)
-    wrong = unfollowed(config)
-    if wrong:
-        raise ValueError(
-            f"{', '.join(wrong)}: not possible where rows take each other's places; leave it out, "
-            "or use generate_batches with a fixed batch"
-        )
-    check_rows(interventions, 1)
-    prompt = prompt or [model.first_token]
-    (limit,) = limits(config, [prompt])
-    return Request(key, prompt, limit, Manner.of(config, model), interventions, seed)
 
 
 @dataclass(frozen=True)

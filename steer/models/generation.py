@@ -11,10 +11,10 @@ from transformers import GenerationConfig, LogitsProcessorList, set_seed
 
 from steer.models.batching import fixed_size, padded, run_batches
 from steer.models.chat import ChatFormat
-from steer.models.continuous import ContinuousDecoder, can_refill, unfollowed
+from steer.models.continuous import ContinuousDecoder
 from steer.models.ends import Ends, limits, settled
 from steer.models.interventions import EditTensor, Intervention, check_rows, on_device, take_rows
-from steer.models.next_token import Manner, Request
+from steer.models.request import Manner, Request, can_refill, unfollowed
 from steer.models.sampling import PaddedPenalty, generation_config, seeded
 from steer.models.steered_model import SteeredModel
 from steer.models.tally import Tally, merge

@@ -1,90 +1,12 @@
 """The next token of each row of a batch whose rows have generation settings of their own."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from steer.models.ends import Ends
-from steer.models.interventions import Intervention
-from steer.models.sampling import SeededSampling, warpers_of, warping
-from steer.models.steered_model import SteeredModel
-
-
-@dataclass(frozen=True, eq=False)
-class Manner:
-    """Generation settings as far as they choose tokens and end answers.
-
-    Attributes:
-        ends: Where answers end.
-        warpers: For sampling, by name; None for greedy search.
-        min_new: Tokens before which no answer ends with an end-of-text token.
-        penalty: On tokens that the row has; 1 for none.
-    """
-
-    ends: Ends
-    warpers: dict[str, float] | None
-    min_new: int
-    penalty: float
-
-    @classmethod
-    def of(cls, config: GenerationConfig, model: SteeredModel) -> "Manner":
-        """That of settled generation settings."""
-        return cls(
-            ends=Ends(config, model),
-            warpers=warpers_of(config) if config.do_sample else None,
-            min_new=config.min_new_tokens or 0,
-            penalty=config.repetition_penalty or 1.0,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One answer to be made by a `ContinuousDecoder`.
-
-    Attributes:
-        key: Names it; unique among those that wait or run.
-        prompt: What the model reads, one token at least.
-        limit: Most new tokens.
-        manner: How tokens are chosen.
-        interventions: Its own steering, given for one row; none is the unsteered model.
-        seed: Its own random numbers.
-    """
-
-    key: Hashable
-    prompt: list[int]
-    limit: int
-    manner: Manner
-    interventions: Sequence[Intervention] = ()
-    seed: tuple[int, ...] = (0,)
-
-
-@dataclass(eq=False)
-class Row:
-    """A request under way.
-
-    Attributes:
-        request: What was asked for.
-        said: The answer so far.
-        read: Tokens of prompt and answer that the model has read.
-    """
-
-    request: Request
-    said: list[int] = field(default_factory=list)
-    read: int = 0
-
-    @property
-    def text(self) -> list[int]:
-        """Prompt and answer so far."""
-        return self.request.prompt + self.said
-
-    def say(self, token: int) -> bool:
-        """Add a token; whether the answer ends with it."""
-        self.said.append(token)
-        over = len(self.said) >= self.request.limit
-        return over or self.request.manner.ends.reached(self.request.prompt, self.said)
+from steer.models.request import Row
+from steer.models.sampling import SeededSampling, warping
 
 
 class NextTokens:
