@@ -5,10 +5,23 @@
 
 In one run: (loop) a prompt at a time, as EasyEdit2 does; (steer) this library with its basic
 report; (floor) transformers' `generate`, unsteered, on the same batches.
+
+    python benchmarks/generation.py --prompts 256 --lengths 8 256
+
+Answers forced to lengths drawn from that range: (fixed) batches sorted by prompt length, which
+wait for their longest answer; (steer) a finished row's place is taken by the next prompt.
+
+    python benchmarks/generation.py --prompts 64 --batch-size 64 --recipes 16
+
+So many recipes, two layers each, given to the rows in turn: (mixed) all in one batch; (one) the
+first for every row; (plain) none.
 """
+
+from collections.abc import Callable
 
 import torch
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
+from _refilling import drawn, fixed, recipes, refilled
 from torch import nn
 
 from steer.datasets import DatasetLoader
@@ -70,38 +83,91 @@ def _generate(
     )
 
 
+Runs = dict[str, Callable[[], object]]
+
+
+def batched(model: SteeredModel, prompts: list[list[int]], tokens: int, size: int) -> Runs:
+    """Every answer of the same length, one steering."""
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    step = EditLayer(model.depth // 2, Add(vector))
+    return {
+        "loop": lambda: loop(model, prompts, step, tokens),
+        "steer": lambda: steered(model, prompts, step, tokens, size),
+        "floor": lambda: floor(model, prompts, tokens, size),
+    }
+
+
+def of_lengths(
+    model: SteeredModel, prompts: list[list[int]], lengths: list[int], size: int
+) -> Runs:
+    """Every answer of a length of its own, one steering."""
+    step = recipes(model, 1)[0]
+    return {
+        "fixed": lambda: fixed(model, prompts, lengths, step, size),
+        "steer": lambda: refilled(model, prompts, lengths, [step], size),
+    }
+
+
+def of_recipes(
+    model: SteeredModel, prompts: list[list[int]], tokens: int, size: int, number: int
+) -> Runs:
+    """Every answer of the same length, `number` steerings."""
+    every, lengths = recipes(model, number), [tokens] * len(prompts)
+    return {
+        "one": lambda: refilled(model, prompts, lengths, every[:1], size),
+        "mixed": lambda: refilled(model, prompts, lengths, every, size),
+        "plain": lambda: refilled(model, prompts, lengths, [[]], size),
+    }
+
+
+RATIOS = [
+    ("loop", "steer"),
+    ("steer", "floor"),
+    ("fixed", "steer"),
+    ("one", "mixed"),
+    ("plain", "mixed"),
+]
+
+
+def prompts_of(model: SteeredModel, shape: str, number: int) -> list[list[int]]:
+    """The shipped ones for the embedded model, again from the first; else random tokens."""
+    if shape != "embedded":
+        return [list(p.ids) for p in made_up_pairs(model, number)[0]]
+    rows = DatasetLoader().load_file("sentiment", "generation")
+    chat = ChatFormat(use_chat_template=True)
+    texts = [chat.text(model.tokenizer, row["input"]) for row in rows]
+    return [chat.encode(model.tokenizer, texts[n % len(texts)]) for n in range(number)]
+
+
 def main() -> None:
     """Measure, and print the figures."""
     options = parser(__doc__ or "")
     options.add_argument("--prompts", type=int, default=16)
     options.add_argument("--tokens", type=int, default=32)
     options.add_argument("--batch-size", type=int, default=16)
+    options.add_argument("--lengths", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"))
+    options.add_argument("--recipes", type=int)
     given = options.parse_args()
     number, tokens, repetitions = given.prompts, given.tokens, given.repetitions
     if given.quick:
         number, tokens, repetitions = 4, 8, 3
     model = load(given.shape, given.device)
     model.model.requires_grad_(False)
-    if given.shape == "embedded":
-        rows = DatasetLoader().load_file("sentiment", "generation")
-        chat = ChatFormat(use_chat_template=True)
-        texts = [chat.text(model.tokenizer, row["input"]) for row in rows]
-        prompts = [chat.encode(model.tokenizer, texts[n % len(texts)]) for n in range(number)]
+    prompts, size = prompts_of(model, given.shape, number), given.batch_size
+    if given.lengths:
+        runs = of_lengths(model, prompts, drawn(number, *given.lengths), size)
+    elif given.recipes:
+        runs = of_recipes(model, prompts, tokens, size, given.recipes)
     else:
-        prompts = [list(p.ids) for p in made_up_pairs(model, number)[0]]
-    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
-    step = EditLayer(model.depth // 2, Add(vector))
-    size = given.batch_size
-    runs = {
-        "loop": lambda: loop(model, prompts, step, tokens),
-        "steer": lambda: steered(model, prompts, step, tokens, size),
-        "floor": lambda: floor(model, prompts, tokens, size),
-    }
+        runs = batched(model, prompts, tokens, size)
     times = interleaved(runs, repetitions, model.device)
-    what = {"shape": given.shape, "prompts": number, "tokens": tokens, "batch_size": size}
+    what = {"shape": given.shape, "prompts": number, "batch_size": size}
+    what |= {"lengths": given.lengths} if given.lengths else {"tokens": tokens}
+    what |= {"recipes": given.recipes} if given.recipes else {}
     ratios = {
-        "loop/steer": ratio(times["loop"], times["steer"]),
-        "steer/floor": ratio(times["steer"], times["floor"]),
+        f"{over}/{under}": ratio(times[over], times[under])
+        for over, under in RATIOS
+        if over in times and under in times
     }
     report(what, times, ratios, given.json)
 

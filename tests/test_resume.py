@@ -233,13 +233,13 @@ def test_what_was_answered_is_not_answered_again(bench: Bench, broken_off: str, 
     partial = bench.folder / broken_off / "answers/mine_partial.jsonl"
     kept = sum(len(json.loads(line)) for line in partial.read_text().splitlines()[1:])
     counted: list[int] = []
-    real = steer.models.generation._answers
+    real = steer.models.generate_batches
 
-    def counting(model: Any, prompts: list[Any], *rest: Any) -> Any:
+    def counting(model: Any, prompts: list[Any], *rest: Any, **more: Any) -> Any:
         counted.append(len(prompts))
-        return real(model, prompts, *rest)
+        return real(model, prompts, *rest, **more)
 
-    monkeypatch.setattr("steer.models.generation._answers", counting)
+    monkeypatch.setattr("steer.answering.generate_batches", counting)
     applier = bench.apply(broken_off, resume=True)
     assert 0 < kept == 6 * 3 - sum(counted)
     assert (

@@ -55,7 +55,7 @@ def run_batches(
         try:
             result = run(rows)
         except RuntimeError as error:
-            if fixed or len(rows) == 1 or not _out_of_memory(error):
+            if fixed or len(rows) == 1 or not out_of_memory(error):
                 raise
             size = len(rows) // 2
             log.warning("out of memory with %d rows in a batch: going on with %d", len(rows), size)
@@ -63,10 +63,7 @@ def run_batches(
             left = left[len(rows) :]
             yield rows, result
             continue
-        # Outside of `except`, where the failed pass is no longer held by its traceback.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def run_passes(
@@ -90,7 +87,15 @@ def run_passes(
     return run_batches(lengths, len(lengths), run, max_tokens=limit)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def free_memory() -> None:
+    """Give back what a failed pass held; outside of `except`, where no traceback holds it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 

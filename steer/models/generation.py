@@ -3,15 +3,18 @@
 import logging
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StopStringCriteria, set_seed
+from transformers import GenerationConfig, LogitsProcessorList, set_seed
 
 from steer.models.batching import fixed_size, padded, run_batches
 from steer.models.chat import ChatFormat
-from steer.models.interventions import Intervention, check_rows, take_rows
+from steer.models.continuous import ContinuousDecoder
+from steer.models.ends import Ends, limits, settled
+from steer.models.interventions import EditTensor, Intervention, check_rows, on_device, take_rows
+from steer.models.request import Manner, Request, can_refill, unfollowed
 from steer.models.sampling import PaddedPenalty, generation_config, seeded
 from steer.models.steered_model import SteeredModel
 from steer.models.tally import Tally, merge
@@ -19,10 +22,6 @@ from steer.models.tally import Tally, merge
 log = logging.getLogger(__name__)
 
 AUTO_BATCH = {"cuda": 64, "cpu": 32}
-# Stands for no token in the search for stop strings: behind any vocabulary.
-NO_TOKEN = 2**62
-# What transformers takes where neither the user nor the model's own file says anything.
-DEFAULT_NEW_TOKENS = 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,10 @@ def generate_batches(
     batch_size: int | str = "auto",
     tally: Tally | None = None,
 ) -> Iterator[tuple[list[int], list[Answer]]]:
-    """Yield `(rows, answers)` for every prompt, longest prompts first.
+    """Yield `(rows, answers)` for every prompt as they are finished, longest prompts first.
+
+    Of more prompts than go into a batch, the next takes the place of one that is finished, where
+    model and parameters allow that; else batches are fixed.
 
     Args:
         model: Steered by what is in force on it, or by `interventions`.
@@ -64,25 +66,35 @@ def generate_batches(
         batch_size: Rows in a batch; `auto` suits the device and halves when memory runs out.
         tally: Filled with counts of each steered layer.
     """
-    config, limits = settings_of(model, prompts, params)
+    config = settled(generation_config(model.model.generation_config, params), model)
     steps = model.interventions() if interventions is None else interventions
     check_rows(steps, len(prompts))
     prompts = [prompt or [model.first_token] for prompt in prompts]
+    most_new = limits(config, prompts)
     seeds = [(row,) for row in range(len(prompts))] if seeds is None else seeds
+    fixed = fixed_size(batch_size)
+    size = fixed or AUTO_BATCH.get(model.device.type, AUTO_BATCH["cpu"])
+    if 1 < size < len(prompts) and can_refill(model) and not unfollowed(config):
+        manner, placed = Manner.of(config, model), _placed(steps, model)
+        requests = [
+            Request(row, list(prompt), most_new[row], manner, _of_row(placed, row), seeds[row])
+            for row, prompt in enumerate(prompts)
+        ]
+        decoder = ContinuousDecoder(model, size, fixed=fixed is not None, tally=tally)
+        yield from _refilled(decoder, requests)
+        return
 
     def run(rows: list[int]) -> list[Answer]:
         of_rows = take_rows(steps, torch.tensor(rows))
         chosen, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
         counts: Tally | None = None if tally is None else {}
-        most = [limits[row] for row in rows]
+        most = [most_new[row] for row in rows]
         answers = _answers(model, chosen, config, of_rows, own, most, counts)
         if tally is not None and counts is not None:
             # Not before: passes in which memory ran out do not count.
             merge(tally, counts)
         return answers
 
-    fixed = fixed_size(batch_size)
-    size = fixed or AUTO_BATCH.get(model.device.type, AUTO_BATCH["cpu"])
     lengths = [len(prompt) for prompt in prompts]
     yield from run_batches(lengths, size, run, fixed=fixed is not None)
 
@@ -118,6 +130,39 @@ def generate(
     return [answers[row] for row in range(len(prompts))]
 
 
+def _refilled(
+    decoder: ContinuousDecoder, requests: Sequence[Request]
+) -> Iterator[tuple[list[int], list[Answer]]]:
+    """Answers to requests whose keys are rows, as they are finished."""
+    for request in sorted(requests, key=lambda one: -len(one.prompt)):
+        decoder.add(request)
+    while decoder.busy:
+        done = [new for new in decoder.step() if new.answer is not None]
+        if done:
+            rows = [cast(int, new.key) for new in done]
+            yield (
+                rows,
+                [
+                    answer_of_ids(decoder.model, requests[row].prompt, cast(list[int], new.answer))
+                    for row, new in zip(rows, done, strict=True)
+                ],
+            )
+
+
+def _placed(steps: Sequence[Intervention], model: SteeredModel) -> list[Intervention]:
+    """The same, where the model is: rows are put together anew for many passes."""
+    return [
+        replace(step, edit=on_device(step.edit, model.device))
+        if isinstance(step, EditTensor) and not model.spread
+        else step
+        for step in steps
+    ]
+
+
+def _of_row(steps: Sequence[Intervention], row: int) -> list[Intervention]:
+    return take_rows(steps, torch.tensor([row]))
+
+
 @torch.inference_mode()
 def _answers(
     model: SteeredModel,
@@ -139,7 +184,7 @@ def _answers(
             logits_processor=processors,
             **({"tokenizer": model.tokenizer} if config.stop_strings else {}),
         )
-    ends = _Ends(config, model)
+    ends = Ends(config, model)
     rows = zip(prompts, out[:, ids.shape[1] :].tolist(), limits, strict=True)
     answers = [answer_of_ids(model, list(p), ends.cut(list(p), new[:n])) for p, new, n in rows]
     # An answer's last token is never read; what a row reads behind it is padding.
@@ -165,41 +210,18 @@ def _of_batch(
     return config, processors
 
 
-def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Answer:
-    """The answer that the token ids `new` are, to the prompt `prompt`."""
-    text = cast(str, model.tokenizer.decode(new, skip_special_tokens=True))
-    return Answer(prompt, new, text, cast(str, model.tokenizer.decode(prompt + new)))
-
-
 def settings_of(
     model: SteeredModel, prompts: Sequence[Sequence[int]], params: dict[str, Any]
 ) -> tuple[GenerationConfig, list[int]]:
     """The generation settings that hold under `params`, and most new tokens of each row."""
-    config = _settled(generation_config(model.model.generation_config, params), model)
-    return config, _limits(config, prompts)
+    config = settled(generation_config(model.model.generation_config, params), model)
+    return config, limits(config, prompts)
 
 
-def _settled(config: GenerationConfig, model: SteeredModel) -> GenerationConfig:
-    """`config` with the end and padding tokens that hold; padding is masked, any token will do."""
-    tokenizer = model.tokenizer
-    if config.eos_token_id is None:
-        config.eos_token_id = tokenizer.eos_token_id
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    config.pad_token_id = next(pad for pad in pads if pad is not None)
-    return config
-
-
-def _limits(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Most new tokens of each row, whatever batch it is in."""
-    if config.max_new_tokens is not None or config.max_length is None:
-        return [config.max_new_tokens or DEFAULT_NEW_TOKENS] * len(prompts)
-    longest = max(map(len, prompts), default=0)
-    if longest >= config.max_length:
-        raise ValueError(
-            f"max_length {config.max_length} leaves no room behind a prompt of {longest} tokens: "
-            "use max_new_tokens"
-        )
-    return [config.max_length - len(prompt) for prompt in prompts]
+def answer_of_ids(model: SteeredModel, prompt: list[int], new: list[int]) -> Answer:
+    """The answer that the token ids `new` are, to the prompt `prompt`."""
+    text = cast(str, model.tokenizer.decode(new, skip_special_tokens=True))
+    return Answer(prompt, new, text, cast(str, model.tokenizer.decode(prompt + new)))
 
 
 def _limit(config: GenerationConfig, model: SteeredModel, width: int, most: int) -> None:
@@ -207,24 +229,3 @@ def _limit(config: GenerationConfig, model: SteeredModel, width: int, most: int)
     config.max_new_tokens, config.max_length = None, width + most
     if cast(Any, model.model).generation_config.max_new_tokens is not None:
         config.max_new_tokens, config.max_length = most, None
-
-
-class _Ends:
-    """Where answers end: the end-of-text tokens and stop strings of a generation."""
-
-    def __init__(self, config: GenerationConfig, model: SteeredModel) -> None:
-        ends = config.eos_token_id
-        self.tokens = {ends} if isinstance(ends, int) else set(ends or ())
-        stops = config.stop_strings
-        self.strings = StopStringCriteria(model.tokenizer, stops) if stops else None
-
-    def cut(self, prompt: list[int], new: list[int]) -> list[int]:
-        """`new` without the padding behind its end."""
-        places = [place for place, token in enumerate(new) if token in self.tokens]
-        if self.strings is not None:
-            # A string may begin in the prompt; a row of each length says where it first is whole.
-            texts = [(prompt + new)[: len(prompt) + n] for n in range(1, len(new) + 1)]
-            recent = [text[-self.strings.maximum_token_len :] for text in texts]
-            ids, _ = padded(recent, NO_TOKEN, "left", torch.device("cpu"))
-            places += self.strings(ids, None).nonzero().flatten().tolist()  # type: ignore[arg-type]
-        return new[: min(places) + 1] if places else new

@@ -1,7 +1,7 @@
 """Sampling that gives each row its own random numbers, whatever batch it is in."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -133,16 +133,36 @@ class SeededSampling(LogitsProcessor):
     a batch's influence is the rounding of its logits.
 
     Attributes:
-        seeds: One tuple of numbers a row, e.g. (seed, item, response).
+        generators: Of each row.
         warpers: Temperature, top-k and so on, applied before choosing.
     """
 
-    def __init__(self, seeds: Sequence[tuple[int, ...]], warpers: LogitsProcessorList) -> None:
-        self.generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    def __init__(
+        self,
+        seeds: Sequence[tuple[int, ...]],
+        warpers: LogitsProcessorList,
+        steps: Sequence[int] | None = None,
+    ) -> None:
+        """Begin at each row's first token, or behind so many `steps` of each.
+
+        Args:
+            seeds: One tuple of numbers a row, e.g. (seed, item, response).
+            warpers: As above.
+            steps: Tokens that each row has said already.
+        """
+        bits = [np.random.PCG64(seed) for seed in seeds]
+        for one, said in zip(bits, steps or [], strict=False):
+            one.advance(said)
+        self.generators = [np.random.Generator(one) for one in bits]
         self.warpers = warpers
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [batch, vocab] that leave one token a row."""
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter_(1, self.choose(input_ids, scores)[:, None], 0.0)
+
+    def choose(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The next tokens [batch], given scores [batch, vocab]."""
         warped = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         # float64: a float32 running sum over a large vocabulary loses rare tokens. Apple's GPUs
         # have none.
@@ -153,8 +173,25 @@ class SeededSampling(LogitsProcessor):
         token = torch.searchsorted(heights, goal, right=True)
         # Rounding must not choose a token that the warpers ruled out.
         last = warped.shape[-1] - 1 - warped.isfinite().flip(-1).int().argmax(-1, keepdim=True)
-        chosen = torch.full_like(scores, -torch.inf)
-        return chosen.scatter_(1, torch.minimum(token.to(last.device), last), 0.0)
+        return torch.minimum(token.to(last.device), last)[:, 0]
+
+
+def warpers_of(config: GenerationConfig) -> dict[str, float]:
+    """The warpers that `config` asks for, by name in the order of `WARPERS`, with their values."""
+    found: dict[str, float] = {}
+    for name, (_, neutral) in WARPERS.items():
+        value = getattr(config, name, None)
+        if value is None and name == "top_k":
+            value = DEFAULT_TOP_K
+        if value is not None and value != neutral:
+            found[name] = value
+    return found
+
+
+def warping(values: Mapping[str, float]) -> LogitsProcessorList:
+    """The processors of `warpers_of`."""
+    made = [WARPERS[name][0](value) for name, value in values.items()]  # type: ignore[call-arg]
+    return LogitsProcessorList(made)
 
 
 def seeded(
@@ -162,12 +199,6 @@ def seeded(
 ) -> tuple[GenerationConfig, SeededSampling]:
     """`config` turned to greedy search, and the processor that samples in it as `config` said."""
     config = deepcopy(config)
-    warpers = LogitsProcessorList()
-    for name, (warper, neutral) in WARPERS.items():
-        value = getattr(config, name, None)
-        if value is None and name == "top_k":
-            value = DEFAULT_TOP_K
-        if value is not None and value != neutral:
-            warpers.append(warper(value))  # type: ignore[call-arg]
+    sampling = SeededSampling(seeds, warping(warpers_of(config)))
     config.do_sample = False
-    return _without_warpers(config), SeededSampling(seeds, warpers)
+    return _without_warpers(config), sampling

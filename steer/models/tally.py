@@ -1,5 +1,6 @@
 """Counts kept while steering: how often a hook fired, and how much it changed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +42,22 @@ class PlaceTally:
 
     def end_at(self, stops: Tensor) -> None:
         """Forget what came at or behind token number `stops` [rows] of each row."""
+        self._forget(lambda index: index >= for_batch(stops.to(index.device), len(index))[:, None])
+
+    def begin_at(self, starts: Tensor) -> None:
+        """Forget what came before token number `starts` [rows] of each row."""
+        self._forget(lambda index: index < for_batch(starts.to(index.device), len(index))[:, None])
+
+    def _forget(self, which: Callable[[Tensor], Tensor]) -> None:
         for norms in (self.residual, self.change):
             for norm, index in zip(norms, self.index, strict=True):
-                behind = index >= for_batch(stops.to(index.device), len(index))[:, None]
-                norm.masked_fill_(behind.to(norm.device), torch.nan)
+                norm.masked_fill_(which(index).to(norm.device), torch.nan)
+
+    def first_passes(self, passes: int) -> None:
+        """Forget what came behind so many passes."""
+        self.passes = min(self.passes, passes)
+        for kept in (self.residual, self.change, self.index):
+            del kept[passes:]
 
     def add(self, other: "PlaceTally") -> None:
         """Count what `other` counted too."""

@@ -1,0 +1,254 @@
+"""Answers whose rows come and go: a finished row's place is taken by the next request at once."""
+
+import logging
+from collections import deque
+from collections.abc import Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from steer.models.batching import PASS_TOKENS, free_memory, out_of_memory, padded
+from steer.models.column_cache import ColumnCache
+from steer.models.next_token import NextTokens
+from steer.models.request import Request, Row
+from steer.models.row_steering import join_rows
+from steer.models.steered_model import SteeredModel
+from steer.models.tally import Tally, merge
+
+log = logging.getLogger(__name__)
+
+# New rows wait until there is room for this part of a batch, as a pass of its own reads them.
+FREE_PART = 8
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """What a step gave one request.
+
+    Attributes:
+        key: The request's.
+        token: The new one.
+        answer: All its tokens, where this is the last; else None.
+    """
+
+    key: Hashable
+    token: int
+    answer: list[int] | None
+
+
+@dataclass
+class _Batch:
+    """What holds until a row comes or goes; `tokens` and `lengths` are [rows]."""
+
+    choose: NextTokens
+    tokens: Tensor
+    lengths: Tensor
+    hooks: ExitStack
+    tally: Tally | None
+    passes: int = field(default=0)
+
+
+class ContinuousDecoder:
+    """Makes answers token by token; requests may be added at any time.
+
+    `add` and `cancel` may be called by any thread, the rest by one. Between steps the hooks of the
+    requests under way may be open: call `pause` before the model is used for anything else.
+
+    Attributes:
+        rows: Most requests under way; fewer once memory has run out.
+        waiting: Requests that are not under way yet, the next one first.
+        running: Requests under way, by row.
+    """
+
+    def __init__(
+        self, model: SteeredModel, rows: int, *, fixed: bool = False, tally: Tally | None = None
+    ) -> None:
+        """A decoder without requests.
+
+        Args:
+            model: What is in force on it does not act: each request brings its own.
+            rows: As above.
+            fixed: Whether running out of memory is an error; else rows are halved, with a warning.
+            tally: Filled with counts of each steered place.
+        """
+        self.model, self.rows, self.fixed, self.tally = model, rows, fixed, tally
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self._cancelled: deque[Hashable] = deque()
+        self._tried = 0  # rows that the latest pass needed memory for
+        self._cache = ColumnCache(model.model.config)
+        self._batch: _Batch | None = None
+        self._options = {"logits_to_keep": 1} if model.accepts("logits_to_keep") else {}
+        self._numbered = model.accepts("position_ids")
+
+    def add(self, request: Request) -> None:
+        """Let `request` wait for a row."""
+        self.waiting.append(Row(request))
+
+    def cancel(self, key: Hashable) -> None:
+        """Forget a request, at the next step; one that is over already is no error."""
+        self._cancelled.append(key)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is under way."""
+        return bool(self.waiting or self.running)
+
+    @torch.inference_mode()
+    def step(self) -> list[NewToken]:
+        """Read the prompts of some waiting requests, or say one token in each that is under way.
+
+        Raises:
+            RuntimeError: Memory ran out, and there is nothing left to halve.
+        """
+        self._forget_cancelled()
+        try:
+            if self._may_begin():
+                return self._begin()
+            return self._continue() if self.running else []
+        except RuntimeError as error:
+            self.pause()
+            if self.fixed or self._tried == 1 or not out_of_memory(error):
+                raise
+            self._halve()
+        except BaseException:
+            self.pause()
+            raise
+        free_memory()
+        return []
+
+    def pause(self) -> None:
+        """Close the hooks; the next step opens them again."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        batch.hooks.close()
+        if self.tally is not None and batch.tally is not None:
+            for counts in batch.tally.values():
+                # A pass that failed is made again.
+                counts.first_passes(batch.passes)
+            merge(self.tally, batch.tally)
+
+    def _may_begin(self) -> bool:
+        free = self.rows - len(self.running)
+        return free > 0 and free >= min(max(self.rows // FREE_PART, 1), len(self.waiting)) > 0
+
+    def _begin(self) -> list[NewToken]:
+        """Read new rows in a pass of their own."""
+        self.pause()
+        rows = self._next()
+        self._tried = len(self.running) + len(rows)
+        device = self.model.device
+        ids, mask = padded([row.text for row in rows], 0, "left", device)
+        cache = DynamicCache(config=self.model.model.config)
+        counts = self._counts()
+        with self._steering(rows, counts):
+            logits = self._logits(ids, mask, cache)
+        self._cache.append(cache, ids.shape[1])
+        tokens = NextTokens(rows, device)(logits).tolist()
+        if self.tally is not None and counts is not None:
+            for place in counts.values():
+                # What was read again because memory ran out has been counted.
+                place.begin_at(torch.tensor([row.read for row in rows]))
+            merge(self.tally, counts)
+        for row in rows:
+            self.waiting.popleft()
+            row.read = len(row.text)
+        self.running += rows
+        return self._say(rows, tokens)
+
+    def _next(self) -> list[Row]:
+        """The waiting rows that a pass may read, in their order; one at least."""
+        most = PASS_TOKENS.get(self.model.device.type, PASS_TOKENS["cpu"])
+        rows: list[Row] = []
+        for number in range(len(self.waiting)):  # others may add meanwhile
+            row = self.waiting[number]
+            longest = max(len(one.text) for one in [*rows, row])
+            full = len(rows) == self.rows - len(self.running)
+            if full or (rows and longest * (len(rows) + 1) > most):
+                break
+            rows.append(row)
+        return rows
+
+    def _continue(self) -> list[NewToken]:
+        """Say a token in each row."""
+        if self._batch is None:
+            self._batch = self._opened()
+        batch, cache = self._batch, self._cache
+        self._tried = len(self.running)
+        cache.prepare()
+        logits = self._logits(batch.tokens[:, None], cache.mask(batch.lengths), cache)
+        batch.tokens = batch.choose(logits)
+        tokens = batch.tokens.tolist()
+        batch.lengths = batch.lengths + 1
+        batch.passes += 1
+        cache.advance()
+        for row in self.running:
+            row.read += 1
+        return self._say(list(self.running), tokens)
+
+    def _opened(self) -> _Batch:
+        rows, device = list(self.running), self.model.device
+        counts, hooks = self._counts(), ExitStack()
+        hooks.enter_context(self._steering(rows, counts))
+        tokens = torch.tensor([row.said[-1] for row in rows], device=device)
+        lengths = torch.tensor([row.read for row in rows], device=device)
+        return _Batch(NextTokens(rows, device), tokens, lengths, hooks, counts)
+
+    def _counts(self) -> Tally | None:
+        return None if self.tally is None else {}
+
+    def _steering(self, rows: list[Row], counts: Tally | None) -> Any:
+        joined = join_rows([row.request.interventions for row in rows])
+        lengths = torch.tensor([len(row.request.prompt) for row in rows])
+        lengths = lengths.to(self.model.device)
+        return self.model.steering(joined, prompt_lengths=lengths, tally=counts)
+
+    def _logits(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """The last column's, [rows, vocab]."""
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **self._options}
+        if self._numbered:
+            numbers = (mask.cumsum(dim=-1) - 1).clamp_min(0)
+            inputs["position_ids"] = numbers[:, -ids.shape[1] :]
+        return self.model.model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    def _say(self, rows: list[Row], tokens: list[int]) -> list[NewToken]:
+        """Note each row's new token; rows that are over make room."""
+        given, over = [], []
+        for row, token in zip(rows, tokens, strict=True):
+            ended = row.say(token)
+            over += [row] if ended else []
+            given.append(NewToken(row.request.key, token, row.said if ended else None))
+        self._remove(over)
+        return given
+
+    def _remove(self, over: list[Row]) -> None:
+        if over:
+            self.pause()
+        for row in over:
+            number = self.running.index(row)
+            self.running[number] = self.running[-1]
+            self.running.pop()
+            self._cache.remove(number, max((one.read for one in self.running), default=0))
+
+    def _forget_cancelled(self) -> None:
+        keys = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        if keys:
+            self._remove([row for row in self.running if row.request.key in keys])
+            # Others may add meanwhile: what is kept goes round once.
+            for _ in range(len(self.waiting)):
+                row = self.waiting.popleft()
+                if row.request.key not in keys:
+                    self.waiting.append(row)
+
+    def _halve(self) -> None:
+        """Go on with fewer rows; what was under way is read again, answers so far included."""
+        self.rows = self._tried // 2
+        log.warning("out of memory with %d rows: going on with %d", self._tried, self.rows)
+        self.waiting.extendleft(reversed(self.running))
+        self.running = []
+        self._cache.clear()
