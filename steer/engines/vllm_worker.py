@@ -79,7 +79,9 @@ class Steering:
         self.head_index = self._index(config.scheduler_config.max_num_batched_tokens)
         self.width: int = config.model_config.get_hidden_size()
         depth = config.model_config.hf_text_config.num_hidden_layers
-        banks = self._in_blocks(list_of(depth, self.model), wanted["stages"])
+        banks = self._in_blocks(
+            list_of(depth, self.model, type(self.model).__name__), wanted["stages"]
+        )
         banks |= self._at_head() if wanted["head"] else {}
         self.book = SlotBook(banks, self.slots)
         self.rows: dict[str, tuple[Line, int]] = {}

@@ -29,11 +29,12 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
         ValueError: There is no such list, or the model has an encoder.
     """
     config: Any = model.config
-    return list_of(config.get_text_config(decoder=True).num_hidden_layers, decoder_of(model))
+    depth = config.get_text_config(decoder=True).num_hidden_layers
+    return list_of(depth, decoder_of(model), type(model).__name__)
 
 
-def list_of(depth: int, model: nn.Module) -> nn.ModuleList:
-    """The first list of `depth` modules in `model`.
+def list_of(depth: int, model: nn.Module, name: str) -> nn.ModuleList:
+    """The first list of `depth` modules in `model`, which a message calls `name`.
 
     Raises:
         ValueError: There is none.
@@ -42,7 +43,7 @@ def list_of(depth: int, model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(
-        f"{type(model).__name__} has no list of {depth} decoder blocks: its layout is not known; "
+        f"{name} has no list of {depth} decoder blocks: its layout is not known; "
         "a decoder model keeps them in one torch.nn.ModuleList"
     )
 
