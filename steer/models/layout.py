@@ -44,7 +44,7 @@ def list_of(depth: int, model: nn.Module, name: str) -> nn.ModuleList:
             return module
     raise ValueError(
         f"{name} has no list of {depth} decoder blocks: its layout is not known; "
-        "a decoder model keeps them in one torch.nn.ModuleList"
+        "a decoder model of transformers keeps them in one torch.nn.ModuleList"
     )
 
 
