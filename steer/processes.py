@@ -61,6 +61,10 @@ def together() -> Iterator[None]:
     # Slow to import, and a run of one process needs none of it.
     import torch.distributed as dist
 
+    # Its functions' defaults are the group there is when it is first imported, as transformers
+    # does: they would keep ours, whose threads may then abort the process as it ends.
+    import torch.distributed.nn  # noqa: F401
+
     store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _stores.append(store)
