@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, tensor
@@ -29,7 +29,7 @@ from steer.models.tally import CountedTally, Tally
 
 WORKER = "steer.engines.vllm_worker.SteeringWorker"
 # The keys of vllm_worker, which only vLLM's processes import.
-CONFIG, RECIPE = "steer", "steer_recipe"
+CONFIG, RECIPE, START = "steer", "steer_recipe", "steer_start"
 ENVIRONMENT = {
     # GiB; without them vLLM on a CPU takes what is there.
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -80,7 +80,7 @@ class VLLMEngine:
         recipes: Sequence[Recipe],
         seeds: Sequence[Sequence[int]],
         tally: Tally | None = None,
-    ) -> Iterator[tuple[list[int], list[Answer]]]:
+    ) -> Generator[tuple[list[int], list[Answer]]]:
         """Yield `(rows, answers)` as they are finished.
 
         Args:
@@ -190,7 +190,7 @@ class VLLMEngine:
     ) -> str:
         from vllm import SamplingParams
 
-        extra = {} if name is None else {RECIPE: name}
+        extra = {} if name is None else {RECIPE: name, START: start}
         chosen = SamplingParams(**params, extra_args=extra)
         # Keys and values depend on the steering: two recipes must never share a block of them.
         salt = {} if name is None else {"cache_salt": salt_of(recipe, name, start)}
@@ -218,7 +218,12 @@ class VLLMEngine:
         return True
 
     def _install(self, name: str, edits: Recipe) -> None:
-        found = self._call("steer_add", name, pack(edits))
+        try:
+            found = self._call("steer_add", name, pack(edits))
+        except RuntimeError:
+            # All workers must have the same recipes: slots are given in turn.
+            self._call("steer_remove", name)
+            raise
         workers = self.options.vllm_tensor_parallel_size
         places = [place for one in found for place in one["places"]]
         for place in {edit.place for edit in edits}:
