@@ -1,5 +1,7 @@
 """The vLLM engine says what transformers with hooks says, request by request (make test-vllm)."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 import torch
+from desk import Desk
 from vllm_desk import (
     ALL,
     CHUNKED,
@@ -167,3 +170,33 @@ def test_a_request_stopped_early_leaves_nothing_behind(engine: VLLMEngine, model
     assert not engine.llm.llm_engine.has_unfinished_requests()
     assert not any(engine.room.requests.values())
     assert answers_of(engine, prompts[:1], [[]]) == [alone(model, prompts[0], [])]
+
+
+@pytest.mark.parametrize("script", ["steering.py", "vectors_apply.py"])
+def test_scripts_write_the_same_with_either_engine(
+    script: str,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    desk = Desk(tmp_path, path, monkeypatch, capsys)
+    found = {}
+    for engine in ("hf", "vllm"):
+        desk.run("vectors_generate.py", steer_vector_output_dirs="out/vectors")
+        assert desk.status == 0, desk.said
+        way = {"vllm_enable": "true"} if engine == "vllm" else {}
+        more = {"generate_orig_output": "true", "eval_methods": "[ppl]", "report": "full"}
+        printed = desk.run(script, **more, **way)
+        assert desk.status == 0, desk.said
+        run = json.loads((desk.out / "answers/mine_run.json").read_text())
+        scores = json.loads((desk.out / "answers/mine_evaluation.json").read_text())
+        found[engine] = (desk.answers(), run["report"], scores["perplexity"], printed)
+        shutil.rmtree(desk.out)
+    ours, theirs = found["vllm"], found["hf"]
+    assert ours[0] == theirs[0]
+    assert any(row["pred"] != row["orig_pred"] for row in ours[0])
+    assert ours[2] == pytest.approx(theirs[2], rel=1e-3)
+    assert "Steering report" in ours[3]
+    layer = [report["layers"]["1"] for report in (ours[1], theirs[1])]
+    assert layer[0]["tokens"] == layer[1]["tokens"] > 0

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     # A hundred lines at every start hide what a run says; errors are shown.
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class VLLMEngine:
@@ -269,7 +270,9 @@ class VLLMEngine:
 
 
 def _start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
-    for name, value in ENVIRONMENT.items():
+    # Processes that each bind their threads to the same cores of a CPU would wait for each other.
+    several = options.gpus * options.vllm_data_parallel_size > 1
+    for name, value in (ENVIRONMENT | (UNBOUND if several else {})).items():
         os.environ.setdefault(name, value)
     try:
         from vllm import LLM
