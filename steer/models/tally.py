@@ -67,6 +67,14 @@ class PlaceTally:
         self.index += other.index
         self.gated |= other.gated
 
+    def by_row(self) -> list["PlaceTally"]:
+        """The counts of each row of the batch; none where there was no pass."""
+        if not self.passes:
+            return []
+        kept = (self.residual, self.change, self.index)
+        rows = zip(*(torch.cat(norms, dim=1).split(1) for norms in kept), strict=True)
+        return [PlaceTally(self.gated, self.passes, *([part] for part in row)) for row in rows]
+
     def summary(self) -> dict[str, Any]:
         """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
         residual, change = self._numbers(self.residual), self._numbers(self.change)
