@@ -45,7 +45,7 @@ HELP = """\
 {purpose}
 Options: any key below as key=value, and
     --explain-config      show where each value of the run comes from, and do nothing else
-    --config-name NAME    another file of that folder; --config-path FOLDER another folder
+    --config FILE         another file; --config-name NAME one of that folder
     STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
 Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
 here too and then hold for every method: layers=[12] multipliers=[-2]
@@ -98,6 +98,10 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
     chosen = {"--config-name": config_name, "--config-path": str(_shipped())}
     words = iter([word for argument in given for word in _option_and_value(argument)])
     for word in words:
+        if word == "--config":
+            folder, file = os.path.split(next(words, ""))
+            chosen |= {"--config-path": folder or ".", "--config-name": file}
+            continue
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
         override = re.match(r"\+*([\w.]+)=", word)
         if name in chosen:

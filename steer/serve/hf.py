@@ -1,0 +1,177 @@
+"""Transformers as the engine: a thread decodes, rows with steering of their own come and go."""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from steer.models import SteeredModel
+from steer.models.batching import fixed_size
+from steer.models.continuous import ContinuousDecoder, NewToken
+from steer.models.generation import AUTO_BATCH
+from steer.models.request import Request, can_refill, request_of
+from steer.models.sampling import WARPERS
+from steer.serve.engine import Asked, Said
+from steer.serve.text import AnswerText
+
+log = logging.getLogger(__name__)
+
+Box = asyncio.Queue[Said | Exception]
+# As OpenAI's: nothing but what the request says shapes the probabilities.
+NEUTRAL = {name: neutral for name, (_, neutral) in WARPERS.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """An answer that somebody waits for."""
+
+    choice: int
+    text: AnswerText
+    box: Box
+
+
+class HFEngine:
+    """Answers with transformers.
+
+    Args:
+        model: What is in force on it does not act.
+        batch_size: Answers made at once, or `auto`.
+
+    Raises:
+        ValueError: Rows of the model cannot take each other's places.
+    """
+
+    def __init__(self, model: SteeredModel, batch_size: str) -> None:
+        if not can_refill(model):
+            raise ValueError(
+                f"{type(model.model).__name__} keeps more than keys and values, or prepares its "
+                "inputs in a way of its own: its rows cannot take each other's places, which "
+                "serving needs; set engine: vllm"
+            )
+        rows = fixed_size(batch_size)
+        size = rows or AUTO_BATCH.get(model.device.type, AUTO_BATCH["cpu"])
+        self.model = model
+        self.decoder = ContinuousDecoder(model, size, fixed=rows is not None, apart=True)
+        self._open: dict[int, _Open] = {}
+        self._numbers = itertools.count()
+        self._work = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a row."""
+        return len(self.decoder.waiting)
+
+    @property
+    def running(self) -> int:
+        """Answers under way."""
+        return len(self.decoder.running)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    async def start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread behind the step it is at."""
+        self._closing = True
+        self._work.set()
+        await asyncio.to_thread(self._thread.join)
+        self._fail(RuntimeError("the server stops"))
+
+    async def ask(self, asked: Sequence[Asked]) -> AsyncGenerator[Said]:
+        """Answers, piece by piece; whoever stops early frees their rows.
+
+        Raises:
+            RuntimeError: The model failed.
+        """
+        if not self.is_alive:
+            raise RuntimeError("the server stops")
+        box: Box = asyncio.Queue()
+        keys = [next(self._numbers) for _ in asked]
+        try:
+            for choice, (key, one) in enumerate(zip(keys, asked, strict=True)):
+                request, text = self._request(key, one)
+                self._open[key] = _Open(choice, text, box)
+                self.decoder.add(request)
+            self._work.set()
+            left = len(keys)
+            while left:
+                said = await box.get()
+                if isinstance(said, Exception):
+                    raise said
+                left -= said.finish is not None
+                yield said
+        finally:
+            for key in keys:
+                if self._open.pop(key, None) is not None:
+                    self.decoder.cancel(key)
+
+    def _request(self, key: int, asked: Asked) -> tuple[Request, AnswerText]:
+        params: dict[str, Any] = {"max_new_tokens": asked.limit, "do_sample": False}
+        if asked.temperature:
+            own = {"temperature": asked.temperature, "top_p": asked.top_p}
+            params |= {**NEUTRAL, **own, "do_sample": True}
+        request = request_of(
+            self.model, key, asked.prompt, params, interventions=asked.edits, seed=asked.seed
+        )
+        manner = request.manner
+        text = AnswerText(self.model.tokenizer, manner.ends.tokens, asked.stops)
+        return replace(request, manner=replace(manner, ends=text)), text
+
+    def _run(self) -> None:
+        """Decode as long as there is something to say."""
+        while not self._closing:
+            self._work.wait()
+            self._work.clear()
+            while self.decoder.busy and not self._closing:
+                try:
+                    new = self.decoder.step()
+                except Exception as error:
+                    # Whatever it is goes to those who wait; the next ones may be answered.
+                    log.error("the model failed", exc_info=error)
+                    self._fail(RuntimeError(f"the model failed: {type(error).__name__}"))
+                else:
+                    self._hand_out(new)
+
+    def _hand_out(self, new: Sequence[NewToken]) -> None:
+        pieces: list[tuple[Box, Said | Exception]] = []
+        for one in new:
+            found = self._open.get(one.key)  # type: ignore[arg-type]
+            if found is not None:
+                pieces.append((found.box, _said(found, one)))
+                if one.answer is not None:
+                    self._open.pop(one.key, None)  # type: ignore[arg-type]
+        self._deliver(pieces)
+
+    def _fail(self, error: Exception) -> None:
+        pieces: list[tuple[Box, Said | Exception]] = []
+        for key in list(self._open):
+            found = self._open.pop(key, None)
+            self.decoder.cancel(key)
+            if found is not None:
+                pieces.append((found.box, error))
+        self._deliver(pieces)
+
+    def _deliver(self, pieces: Sequence[tuple[Box, Said | Exception]]) -> None:
+        def put() -> None:
+            for box, piece in pieces:
+                box.put_nowait(piece)
+
+        self._loop.call_soon_threadsafe(put)
+
+
+def _said(found: _Open, new: NewToken) -> Said:
+    if new.answer is None:
+        return Said(found.choice, found.text.taken(over=False), 1)
+    finish = found.text.finish or "length"
+    return Said(found.choice, found.text.taken(over=True), 1, finish, new.tally)

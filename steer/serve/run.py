@@ -1,0 +1,65 @@
+"""From a config to a server that listens."""
+
+import logging
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from steer.models.facts import model_facts
+from steer.serve.app import Server
+from steer.serve.hf import HFEngine
+from steer.serve.keys import Keys
+from steer.serve.metrics import Metrics
+from steer.serve.reading import Reader
+from steer.serve.registry import Registry
+from steer.serve.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+def app_of(settings: ServeSettings) -> Starlette:
+    """The ASGI app of a config, with its model and vectors loaded.
+
+    Raises:
+        ValueError: No keys, or what the config names cannot be served.
+    """
+    keys = Keys.of(settings)
+    model = settings.source.load()
+    registry = Registry(settings, model)
+    for name in settings.vectors:
+        registry.load(name)
+    engine = HFEngine(model, settings.batch_size)
+    metrics = Metrics(lambda: engine.waiting, lambda: engine.running, lambda: len(registry.loaded))
+    config: Any = model.model.config.get_text_config(decoder=True)
+    reader = Reader(model, settings, getattr(config, "max_position_embeddings", None))
+    name = model_facts(model)["id"]
+    return Server(name, settings, engine, registry, reader, metrics).app(keys)
+
+
+def server_of(settings: ServeSettings) -> uvicorn.Server:
+    """A server that is ready to run."""
+    app = app_of(settings)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=30,
+        )
+    )
+
+
+def serve(cfg: Any) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ValueError: As `app_of`, or the config is wrong.
+    """
+    settings = ServeSettings.of(cfg)
+    server = server_of(settings)
+    log.info("serving at http://%s:%d/v1", settings.host, settings.port)
+    server.run()
