@@ -104,8 +104,8 @@ class Row:
     def say(self, token: int) -> bool:
         """Add a token; whether the answer ends with it."""
         self.said.append(token)
-        over = len(self.said) >= self.request.limit
-        return over or self.request.manner.ends.reached(self.request.prompt, self.said)
+        ended = self.request.manner.ends.reached(self.request.prompt, self.said)
+        return ended or len(self.said) >= self.request.limit
 
 
 def unfollowed(config: GenerationConfig) -> list[str]:

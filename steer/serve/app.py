@@ -1,12 +1,13 @@
 """The routes of the server."""
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
-import anyio
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from steer.serve.engine import Asked, Engine, Said
-from steer.serve.errors import Refusal, on_http, on_refusal
+from steer.serve.errors import Refusal, on_fault, on_http, on_refusal
 from steer.serve.gate import OPEN, Gate
 from steer.serve.keys import Keys
 from steer.serve.metrics import Metrics
@@ -67,7 +68,11 @@ class Server:
         return Starlette(
             routes=routes,
             middleware=[Middleware(Gate, keys=keys, metrics=self.metrics)],
-            exception_handlers={Refusal: on_refusal, HTTPException: on_http},
+            exception_handlers={
+                Refusal: on_refusal,
+                HTTPException: on_http,
+                Exception: on_fault,
+            },
             lifespan=self._running,
         )
 
@@ -191,17 +196,18 @@ class Server:
         self.metrics.whole.observe(time.perf_counter() - start)
 
 
-async def unless_gone(request: Request, work: Awaitable[Response]) -> Response:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """What `work` gives; it is broken off when the client leaves."""
-    given: list[Response] = []
-    async with anyio.create_task_group() as group:
+    answer, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else Response(status_code=499)
+    finally:
+        answer.cancel()
+        gone.cancel()
 
-        async def answer() -> None:
-            given.append(await work)
-            group.cancel_scope.cancel()
 
-        group.start_soon(answer)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-    return given[0] if given else Response(status_code=499)
+async def _gone(request: Request) -> None:
+    """Return when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -65,3 +65,8 @@ async def on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return Refusal(error.status_code, message).response()
+
+
+async def on_fault(_request: Request, _error: Exception) -> JSONResponse:
+    """Starlette's handler of what should not happen; it goes into the log whole."""
+    return Refusal(500, "the server failed at this request; its log says how").response()

@@ -47,6 +47,9 @@ class Gate:
                 await self.app(scope, receive, counted)
             else:
                 await refusal.response()(scope, receive, counted)
+        except Exception:
+            status = 500
+            raise
         finally:
             self.metrics.requests.labels(_route(scope), status).inc()
 
