@@ -32,7 +32,7 @@ def test_an_unsteered_chat_is_the_models_own(served: Served):
     assert answer.choices[0].message.content == text_of(ids)
     assert answer.choices[0].finish_reason == ("stop" if ids[-1] == 256 else "length")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(PROMPT), len(ids))
-    assert answer.steering == {"vectors": [], "layers": {}}
+    assert answer.steering == {"vectors": [], "layers": {}, "counts_of": "this request"}
 
 
 def test_a_steered_chat_is_that_of_a_plain_hook_and_says_what_was_done(served: Served):

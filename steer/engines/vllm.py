@@ -152,35 +152,35 @@ class VLLMEngine:
         distinct = {id(recipe): recipe for recipe in recipes}
         name = {number: name_of(recipe) for number, recipe in distinct.items()}
         names = [name[id(recipe)] for recipe in recipes]
-        self._collect(self.room.sizes)
+        self.collect(self.room.sizes)
         self._counted = {}
         waiting, running = deque(range(len(prompts))), dict[str, int]()
         try:
             while waiting or running:
-                while waiting and self._admit(names[waiting[0]], recipes[waiting[0]]):
+                while waiting and self.admit(names[waiting[0]], recipes[waiting[0]]):
                     row = waiting.popleft()
-                    request = self._add(
+                    request = self.send(
                         prompts[row], params[row], recipes[row], names[row], starts[row]
                     )
                     running[request] = row
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         row = running.pop(output.request_id)
-                        self._release(names[row])
+                        self.release(names[row])
                         yield row, output if whole else output.outputs[0]
         finally:
             # A caller that stops early, or Ctrl-C, must not leave requests to the next one.
             self.llm.llm_engine.abort_request(list(running))
             for row in running.values():
-                self._release(names[row])
-        self._collect(self.room.sizes)
+                self.release(names[row])
+        self._keep(self.collect(self.room.sizes))
         gated = {e.place: e.edit.gated for recipe in distinct.values() for e in recipe}
         for place, counted in self._counted.items():
             counted.gated = gated[place]
         if tally is not None:
             tally |= self._counted
 
-    def _add(
+    def send(
         self,
         prompt: Sequence[int],
         params: Mapping[str, Any],
@@ -188,6 +188,7 @@ class VLLMEngine:
         name: str | None,
         start: int,
     ) -> str:
+        """Hand a request to vLLM; the number that its outputs bear."""
         from vllm import SamplingParams
 
         extra = {} if name is None else {RECIPE: name}
@@ -200,7 +201,7 @@ class VLLMEngine:
         self.llm.llm_engine.add_request(number, request, chosen)
         return number
 
-    def _admit(self, name: str | None, recipe: Recipe) -> bool:
+    def admit(self, name: str | None, recipe: Recipe) -> bool:
         """Count a request of a recipe, which is installed if it is not; False where no room is."""
         if name is None:
             return True
@@ -209,7 +210,7 @@ class VLLMEngine:
             if leaving is None:
                 return False
             for other in leaving:
-                self._collect([other])
+                self._keep(self.collect([other]))
                 self._call("steer_remove", other)
                 self.room.forget(other)
             self._install(name, acting(recipe))
@@ -228,27 +229,32 @@ class VLLMEngine:
                     f"{len(found)} have it: the answers would not be steered ones"
                 )
 
-    def _release(self, name: str | None) -> None:
+    def release(self, name: str | None) -> None:
+        """Note that a request of a recipe is over."""
         if name is not None:
             self.room.requests[name] -= 1
 
-    def _collect(self, names: Iterable[str]) -> None:
+    def collect(self, names: Iterable[str]) -> dict[Place, CountedTally]:
         """Fetch what recipes did since the last time; the workers count anew."""
         found = self._call("steer_counts", list(names))
         by_place: dict[Place, list[Sequence[float]]] = {}
         for worker in found:
             for place, counts in worker["counts"]:
                 by_place.setdefault(place, []).append(counts)
+        counted: dict[Place, CountedTally] = {}
         for place, workers in by_place.items():
             # Workers that share a layer must have done the same.
             if len({counts[:2] for counts in map(tuple, workers)}) > 1:
                 raise RuntimeError(f"workers disagree on what they steered at {place}: {workers}")
             tokens, changed, ratio, passes = workers[0]
             if passes:
-                counted = self._counted.setdefault(place, CountedTally())
-                counted.add(
-                    CountedTally(passes=int(passes), sums=(int(tokens), int(changed), ratio))
-                )
+                sums = (int(tokens), int(changed), ratio)
+                counted[place] = CountedTally(passes=int(passes), sums=sums)
+        return counted
+
+    def _keep(self, counted: Mapping[Place, CountedTally]) -> None:
+        for place, counts in counted.items():
+            self._counted.setdefault(place, CountedTally()).add(counts)
 
     def _call(self, method: str, *args: Any) -> list[dict[str, Any]]:
         """What each worker answers.

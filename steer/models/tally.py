@@ -121,6 +121,12 @@ class CountedTally(PlaceTally):
         more = other.sums
         self.sums = (tokens + more[0], changed + more[1], ratio + more[2])
 
+    def since(self, before: "CountedTally") -> "CountedTally":
+        """What was counted since this was `before`."""
+        (tokens, changed, ratio), (t, c, r) = self.sums, before.sums
+        sums = (tokens - t, changed - c, ratio - r)
+        return CountedTally(self.gated, self.passes - before.passes, sums=sums)
+
     def summary(self) -> dict[str, Any]:
         """As for hooks; sinks are not told apart."""
         tokens, changed, ratio = self.sums

@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from steer.serve.engine import Asked, Engine, Said
+from steer.serve.asked import Asked, Said
+from steer.serve.engine import Engine
 from steer.serve.errors import Refusal, on_fault, on_http, on_refusal
 from steer.serve.gate import OPEN, Gate
 from steer.serve.keys import Keys
@@ -142,6 +143,10 @@ class Server:
             message = f"model: there is no model {body.model!r}, this server has {self.name!r}"
             raise Refusal(404, message, param="model", code="model_not_found")
         steering = steering_of(body.steering, self.registry, self.reader.model, self.settings)
+        try:
+            self.engine.check(steering.edits)
+        except ValueError as error:
+            raise Refusal(400, f"steering: {error}", param="steering") from error
         prompts = await run_in_threadpool(prompts_of)
         asked = self.reader.asked(prompts, limit, body, steering)
         if self.engine.waiting + len(asked) > self.settings.max_waiting:
@@ -150,7 +155,8 @@ class Server:
         self.metrics.prompt_tokens.inc(read)
         self.metrics.steered.inc(bool(steering.edits))
         chat = isinstance(body, ChatRequest)
-        reply = Reply(chat, self.name, steering, read, len(asked))
+        apart = self.engine.counts_apart
+        reply = Reply(chat, self.name, steering, apart, read, len(asked))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = self._events(reply, asked, usage=usage)

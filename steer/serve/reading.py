@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from steer.models import ChatFormat, SteeredModel
 from steer.models.chat import conversation, has_template
-from steer.serve.engine import Asked
+from steer.serve.asked import Asked
 from steer.serve.errors import Refusal, of_validation
 from steer.serve.schema import Body, ChatRequest, CompletionRequest, Generation, Message
 from steer.serve.settings import ServeSettings

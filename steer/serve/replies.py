@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steer.models.tally import Tally, merge
-from steer.serve.engine import Said
+from steer.serve.asked import Said
 from steer.serve.steering import Steering
 
 DONE = "data: [DONE]\n\n"
@@ -22,6 +22,7 @@ class Reply:
         is_chat: Whether it is a chat; else a completion.
         model: Its name.
         steering: What the request is steered by.
+        counts_apart: As in `Engine`.
         prompt_tokens: Of all its prompts.
         choices: How many answers are to come.
         tokens: New ones so far.
@@ -32,6 +33,7 @@ class Reply:
     is_chat: bool
     model: str
     steering: Steering
+    counts_apart: bool
     prompt_tokens: int
     choices: int
     tokens: int = 0
@@ -49,7 +51,11 @@ class Reply:
         self.texts[said.choice] = self.texts.get(said.choice, "") + said.text
         if said.finish is not None:
             self.finishes[said.choice] = said.finish
-            merge(self._tally, said.tally or {})
+            if self.counts_apart:
+                merge(self._tally, said.tally or {})
+            else:
+                # The last one's are of the others too.
+                self._tally = said.tally or {}
 
     @property
     def is_over(self) -> bool:
@@ -72,7 +78,7 @@ class Reply:
             RuntimeError: It was to be steered, and was not.
         """
         choices = [self._choice(number) for number in range(self.choices)]
-        report = self.steering.report(self._tally)
+        report = self._report()
         return {**self._head(), "choices": choices, "usage": self.usage(), "steering": report}
 
     def _choice(self, number: int) -> dict[str, Any]:
@@ -88,6 +94,11 @@ class Reply:
     def _head(self, chunk: str = "") -> dict[str, Any]:
         kind = f"chat.completion{chunk}" if self.is_chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _report(self) -> dict[str, Any]:
+        """What was done to the answers, or to all that were steered like them meanwhile."""
+        whose = "this request" if self.counts_apart else "this steering"
+        return {**self.steering.report(self._tally), "counts_of": whose}
 
     def opening(self) -> Sequence[str]:
         """Events that a stream begins with."""
@@ -108,7 +119,7 @@ class Reply:
         """
         delta = {"delta": {"content": said.text}} if self.is_chat else {"text": said.text}
         choice = {"index": said.choice, **delta, "finish_reason": said.finish}
-        report = {"steering": self.steering.report(self._tally)} if self.is_over else {}
+        report = {"steering": self._report()} if self.is_over else {}
         return event({**self._head(".chunk"), "choices": [choice], **report})
 
     def closing(self, *, with_usage: bool) -> Sequence[str]:

@@ -6,9 +6,10 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from steer.engines.of_run import model_for
 from steer.models.facts import model_facts
 from steer.serve.app import Server
-from steer.serve.hf import HFEngine
+from steer.serve.decoders import engine_of
 from steer.serve.keys import Keys
 from steer.serve.metrics import Metrics
 from steer.serve.reading import Reader
@@ -25,11 +26,11 @@ def app_of(settings: ServeSettings) -> Starlette:
         ValueError: No keys, or what the config names cannot be served.
     """
     keys = Keys.of(settings)
-    model = settings.source.load()
+    model = model_for(settings, settings.source, weights=False)
     registry = Registry(settings, model)
     for name in settings.vectors:
         registry.load(name)
-    engine = HFEngine(model, settings.batch_size)
+    engine = engine_of(settings, model)
     metrics = Metrics(lambda: engine.waiting, lambda: engine.running, lambda: len(registry.loaded))
     config: Any = model.model.config.get_text_config(decoder=True)
     reader = Reader(model, settings, getattr(config, "max_position_embeddings", None))
@@ -48,6 +49,8 @@ def server_of(settings: ServeSettings) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Clients keep a connection for 5 s: one that closes just then would break a request.
+            timeout_keep_alive=60,
             timeout_graceful_shutdown=30,
         )
     )
