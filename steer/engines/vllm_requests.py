@@ -98,7 +98,11 @@ class VLLMRequests:
         params = sampling_for(request.manner, request.limit, request.seed)
         params["output_kind"] = RequestOutputKind.DELTA
         prompt = request.prompt
-        number = self.engine.send(prompt, params, one.recipe, name, len(prompt))
+        try:
+            number = self.engine.send(prompt, params, one.recipe, name, len(prompt))
+        except BaseException:
+            self.engine.release(name)
+            raise
         self.running[number] = one
         return True
 

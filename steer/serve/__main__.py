@@ -1,19 +1,23 @@
-"""Serve a model whose requests say how they are steered: python -m steer.serve.
+"""Serve a model whose requests say how they are steered: python -m steer.serve."""
 
-python -m steer.serve vector_dir=vectors/SmolLM2-135M-Instruct port=8001
-"""
-
-import logging
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from omegaconf import DictConfig
 
 from steer.cli import script
+from steer.serve.settings import ServeSettings
 
-log = logging.getLogger(__name__)
+
+def settings(cfg: DictConfig) -> Iterable[tuple[str, Any, str]]:
+    """Each setting, its value, and where it comes from."""
+    values = asdict(ServeSettings.of(cfg))
+    return [(key, values[key], cfg["origin_of"].get(key, "default")) for key in sorted(values)]
 
 
-@script("serve")
+@script("serve", settings=settings)
 def main(cfg: DictConfig) -> None:
     """Serve until interrupted."""
     try:

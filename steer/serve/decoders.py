@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from steer.engines.of_run import EngineOfRun
+from steer.engines.vllm_requests import VLLMRequests
 from steer.methods.activation_addition import OPERATIONS
 from steer.models import EditLayer, SteeredModel
 from steer.models.batching import fixed_size
@@ -22,7 +23,7 @@ def engine_of(settings: ServeSettings, model: SteeredModel) -> Engine:
         ValueError: It cannot serve this model.
         ModuleNotFoundError: It is not installed.
     """
-    return _vllm(settings, model) if settings.engine == "vllm" else _hf(settings, model)
+    return OverVLLM(settings, model) if settings.engine == "vllm" else _hf(settings, model)
 
 
 def _hf(settings: ServeSettings, model: SteeredModel) -> Engine:
@@ -34,25 +35,45 @@ def _hf(settings: ServeSettings, model: SteeredModel) -> Engine:
         )
     rows = fixed_size(settings.batch_size)
     size = rows or AUTO_BATCH.get(model.device.type, AUTO_BATCH["cpu"])
-    decoder = ContinuousDecoder(model, size, fixed=rows is not None, apart=True)
-    return Engine(model, decoder, counts_apart=True, check=_anything)
+    return Engine(model, ContinuousDecoder(model, size, fixed=rows is not None, apart=True))
 
 
-def _anything(_: Sequence[EditLayer]) -> None:
-    """Hooks do every edit."""
+class OverVLLM(Engine):
+    """Answers with vLLM, which keeps counts of each steering, not of each answer.
 
+    Args:
+        settings: How vLLM is started.
+        model: The model without its weights.
+    """
 
-def _vllm(settings: ServeSettings, model: SteeredModel) -> Engine:
-    # vLLM's graphs are made before any vector is known: every block must be able to do what
-    # requests may ask for.
-    started = EngineOfRun(settings, settings.source, model).ready_for(
-        [
+    counts_apart = False
+
+    def __init__(self, settings: ServeSettings, model: SteeredModel) -> None:
+        # vLLM's graphs are made before any vector is known: every block must be able to do what
+        # requests may ask for.
+        needed = [
             [EditLayer(layer, kind(torch.ones(model.d_model))) for layer in range(model.depth)]
             for kind in OPERATIONS.values()
         ]
-    )
-    assert started is not None
-    from steer.engines.vllm_requests import VLLMRequests
+        self.of_run = EngineOfRun(settings, settings.source, model)
+        started = self.of_run.ready_for(needed)
+        assert started is not None
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-    requests = VLLMRequests(started)
-    return Engine(model, requests, counts_apart=False, check=lambda edits: requests.check([*edits]))
+        self.fatal = (EngineDeadError,)
+        self.requests = VLLMRequests(started)
+        super().__init__(model, self.requests)
+
+    @property
+    def window(self) -> int:
+        """Tokens that vLLM was started for."""
+        return self.requests.engine.llm.llm_engine.model_config.max_model_len
+
+    def check(self, edits: Sequence[EditLayer]) -> None:
+        """Raise a ValueError for steering that vLLM was not started for."""
+        self.requests.check([*edits])
+
+    async def close(self) -> None:
+        """End vLLM's processes too."""
+        await super().close()
+        self.of_run.close()

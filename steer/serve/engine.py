@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence, Sized
+from collections.abc import AsyncGenerator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from steer.serve.asked import Asked, Said
 from steer.serve.text import AnswerText
 
 log = logging.getLogger(__name__)
+
+ENDED = "the server can answer no more"
 
 Box = asyncio.Queue[Said | Exception]
 # As OpenAI's: nothing but what the request says shapes the probabilities.
@@ -68,26 +70,32 @@ class Engine:
     Args:
         model: Its tokenizer and generation settings count.
         decoder: Makes the tokens.
+
+    Attributes:
         counts_apart: Whether the counts of an answer are its own; else they are of all that was
             steered like it while it was made.
-        check: Raises a ValueError for steering that the decoder cannot do.
+        fatal: Errors behind which nothing can be answered.
     """
 
-    def __init__(
-        self,
-        model: SteeredModel,
-        decoder: Decoder,
-        *,
-        counts_apart: bool,
-        check: Callable[[Sequence[EditLayer]], None],
-    ) -> None:
-        self.decoder, self.counts_apart, self.check = decoder, counts_apart, check
-        self.model = model
+    counts_apart = True
+    fatal: tuple[type[Exception], ...] = ()
+
+    def __init__(self, model: SteeredModel, decoder: Decoder) -> None:
+        self.model, self.decoder = model, decoder
         self._open: dict[int, _Open] = {}
         self._numbers = itertools.count()
         self._work = threading.Event()
-        self._closing = False
+        self._closing = self._ended = False
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of prompt and answer that the model can see; None where it does not say."""
+        config: Any = self.model.model.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
+
+    def check(self, edits: Sequence[EditLayer]) -> None:
+        """Raise a ValueError for steering that the engine cannot do."""
 
     @property
     def waiting(self) -> int:
@@ -101,8 +109,8 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether it can answer."""
+        return self._thread.is_alive() and not self._ended
 
     async def start(self) -> None:
         """Start the thread."""
@@ -110,11 +118,10 @@ class Engine:
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread behind the step it is at."""
+        """End behind the step that is made; what is under way fails."""
         self._closing = True
         self._work.set()
         await asyncio.to_thread(self._thread.join)
-        self._fail(RuntimeError("the server stops"))
 
     async def ask(self, asked: Sequence[Asked]) -> AsyncGenerator[Said]:
         """Answers, piece by piece; whoever stops early frees their rows.
@@ -122,8 +129,6 @@ class Engine:
         Raises:
             RuntimeError: The model failed.
         """
-        if not self.is_alive:
-            raise RuntimeError("the server stops")
         box: Box = asyncio.Queue()
         keys = [next(self._numbers) for _ in asked]
         try:
@@ -132,6 +137,8 @@ class Engine:
                 self._open[key] = _Open(choice, text, box)
                 self.decoder.add(request)
             self._work.set()
+            if self._ended:
+                raise RuntimeError(ENDED)
             left = len(keys)
             while left:
                 said = await box.get()
@@ -157,19 +164,30 @@ class Engine:
         return replace(request, manner=replace(manner, ends=text)), text
 
     def _run(self) -> None:
-        """Decode as long as there is something to say."""
-        while not self._closing:
-            self._work.wait()
-            self._work.clear()
-            while self.decoder.busy and not self._closing:
-                try:
-                    new = self.decoder.step()
-                except Exception as error:
-                    # Whatever it is goes to those who wait; the next ones may be answered.
-                    log.error("the model failed", exc_info=error)
-                    self._fail(RuntimeError(f"the model failed: {type(error).__name__}"))
-                else:
-                    self._hand_out(new)
+        try:
+            while not self._closing:
+                self._work.wait()
+                self._work.clear()
+                while self.decoder.busy and not self._closing:
+                    self._step()
+        except self.fatal as error:
+            log.error("the engine has ended", exc_info=error)
+        finally:
+            # In this order: who asks from now on sees it, who asked before is told.
+            self._ended = True
+            self._fail(RuntimeError(ENDED))
+
+    def _step(self) -> None:
+        try:
+            new = self.decoder.step()
+        except self.fatal:
+            raise
+        except Exception as error:
+            # Whatever it is goes to those who wait; the next ones may be answered.
+            log.error("the model failed", exc_info=error)
+            self._fail(RuntimeError(f"the model failed: {type(error).__name__}"))
+        else:
+            self._hand_out(new)
 
     def _hand_out(self, new: Sequence[NewToken]) -> None:
         pieces: list[tuple[Box, Said | Exception]] = []

@@ -7,6 +7,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from steer.engines.of_run import model_for
+from steer.models import SteeredModel
 from steer.models.facts import model_facts
 from steer.serve.app import Server
 from steer.serve.decoders import engine_of
@@ -19,28 +20,31 @@ from steer.serve.settings import ServeSettings
 log = logging.getLogger(__name__)
 
 
-def app_of(settings: ServeSettings) -> Starlette:
-    """The ASGI app of a config, with its model and vectors loaded.
+def app_of(settings: ServeSettings, model: SteeredModel | None = None) -> Starlette:
+    """The ASGI app of a config, with its vectors loaded.
+
+    Args:
+        settings: All of it.
+        model: Instead of the one that they name.
 
     Raises:
         ValueError: No keys, or what the config names cannot be served.
     """
     keys = Keys.of(settings)
-    model = model_for(settings, settings.source, weights=False)
+    model = model or model_for(settings, settings.source, weights=False)
     registry = Registry(settings, model)
     for name in settings.vectors:
         registry.load(name)
     engine = engine_of(settings, model)
     metrics = Metrics(lambda: engine.waiting, lambda: engine.running, lambda: len(registry.loaded))
-    config: Any = model.model.config.get_text_config(decoder=True)
-    reader = Reader(model, settings, getattr(config, "max_position_embeddings", None))
+    reader = Reader(model, settings, engine.window)
     name = model_facts(model)["id"]
     return Server(name, settings, engine, registry, reader, metrics).app(keys)
 
 
-def server_of(settings: ServeSettings) -> uvicorn.Server:
-    """A server that is ready to run."""
-    app = app_of(settings)
+def server_of(settings: ServeSettings, model: SteeredModel | None = None) -> uvicorn.Server:
+    """A server that is ready to run; see `app_of`."""
+    app = app_of(settings, model)
     return uvicorn.Server(
         uvicorn.Config(
             app,
