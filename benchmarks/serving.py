@@ -117,8 +117,7 @@ def asked(
         return "".join([chunk.choices[0].text async for chunk in answer])
 
     async def every() -> list[str]:
-        limits = openai.DefaultAsyncHttpxClient(limits=openai.DEFAULT_CONNECTION_LIMITS)
-        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, http_client=limits) as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY) as client:
             return await asyncio.gather(*(one(client, n) for n in range(len(prompts))))
 
     return asyncio.run(every())

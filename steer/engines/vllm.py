@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +51,9 @@ class VLLMEngine:
         layout: What can be steered, see `layout_of`; graphs are made for it.
         options: How vLLM is started.
 
+    Attributes:
+        passes: By place, how many that steered a token have been counted, whatever the recipe.
+
     Raises:
         ModuleNotFoundError: vLLM is not installed.
     """
@@ -65,6 +68,7 @@ class VLLMEngine:
     ) -> None:
         self.model, self.layout, self.options = model, layout, options
         self.room = Room(options.vllm_slots - 1)
+        self.passes: Counter[Place] = Counter()
         self._counted: dict[Place, CountedTally] = {}
         self._numbers = itertools.count()
         self.llm = _start(path, dtype, self.layout, options)
@@ -247,7 +251,9 @@ class VLLMEngine:
             if len({counts[:2] for counts in map(tuple, workers)}) > 1:
                 raise RuntimeError(f"workers disagree on what they steered at {place}: {workers}")
             tokens, changed, ratio, passes = workers[0]
-            if passes:
+            self.passes[place] += int(passes)
+            # Passes are a place's, and went to the recipe that was asked about first.
+            if passes or tokens:
                 sums = (int(tokens), int(changed), ratio)
                 counted[place] = CountedTally(passes=int(passes), sums=sums)
         return counted

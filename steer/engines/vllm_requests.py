@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from steer.engines.recipes import name_of, size_of
+from steer.engines.recipes import acting, name_of, size_of
 from steer.engines.vllm import VLLMEngine
 from steer.engines.vllm_sampling import sampling_for
 from steer.models import EditTensor
@@ -93,8 +93,9 @@ class VLLMRequests:
         if name is not None:
             # Whoever is under way with a recipe has it counted from where it came in.
             self._done = {n: c for n, c in self._done.items() if n in self.engine.room.sizes}
-            for place, counts in self._done.setdefault(name, {}).items():
-                one.before[place] = counts.since(CountedTally())
+            places = {edit.place for edit in acting(one.recipe)}
+            self._done.setdefault(name, {place: CountedTally() for place in places})
+            one.before.update(self._counted(name))
         params = sampling_for(request.manner, request.limit, request.seed)
         params["output_kind"] = RequestOutputKind.DELTA
         prompt = request.prompt
@@ -124,12 +125,20 @@ class VLLMRequests:
         self.engine.llm.llm_engine.abort_request([number for number, _ in over])
         for name in {one.name for _, one in over if one.name is not None}:
             for place, counts in self.engine.collect([name]).items():
-                self._done[name].setdefault(place, CountedTally()).add(counts)
+                self._done[name][place].add(counts)
         for number, one in over:
             del self.running[number]
             self.engine.release(one.name)
-            for place, counts in self._done.get(one.name or "", {}).items():
-                one.row.tally[place] = counts.since(one.before.get(place, CountedTally()))
+            for place, counts in self._counted(one.name).items():
+                one.row.tally[place] = counts.since(one.before[place])
+
+    def _counted(self, name: str | None) -> Counts:
+        """What a recipe has done so far; passes are those that steered anything at the place."""
+        done = self._done.get(name or "", {})
+        return {
+            place: CountedTally(passes=self.engine.passes[place], sums=counts.sums)
+            for place, counts in done.items()
+        }
 
     def _forget_cancelled(self) -> None:
         keys = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
