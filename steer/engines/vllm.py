@@ -1,9 +1,8 @@
 """vLLM as an engine: the same interventions at serving speed, a recipe of its own a request."""
 
 import itertools
-import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, tensor
@@ -20,6 +19,7 @@ from steer.engines.recipes import (
     size_of,
 )
 from steer.engines.vllm_sampling import sampling_of
+from steer.engines.vllm_start import start
 from steer.engines.wire import pack
 from steer.models import Answer, SteeredModel
 from steer.models.generation import answer_of_ids, settings_of
@@ -27,15 +27,8 @@ from steer.models.interventions import Place
 from steer.models.slots import Layout, joined
 from steer.models.tally import CountedTally, Tally
 
-WORKER = "steer.engines.vllm_worker.SteeringWorker"
 # The keys of vllm_worker, which only vLLM's processes import.
-CONFIG, RECIPE = "steer", "steer_recipe"
-ENVIRONMENT = {
-    # GiB; without them vLLM on a CPU takes what is there.
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    # A hundred lines at every start hide what a run says; errors are shown.
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
+RECIPE, START = "steer_recipe", "steer_start"
 
 
 class VLLMEngine:
@@ -71,7 +64,7 @@ class VLLMEngine:
         self.passes: Counter[Place] = Counter()
         self._counted: dict[Place, CountedTally] = {}
         self._numbers = itertools.count()
-        self.llm = _start(path, dtype, self.layout, options)
+        self.llm = start(path, dtype, self.layout, options)
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether the engine was started with what `recipe` needs."""
@@ -84,7 +77,7 @@ class VLLMEngine:
         recipes: Sequence[Recipe],
         seeds: Sequence[Sequence[int]],
         tally: Tally | None = None,
-    ) -> Iterator[tuple[list[int], list[Answer]]]:
+    ) -> Generator[tuple[list[int], list[Answer]]]:
         """Yield `(rows, answers)` as they are finished.
 
         Args:
@@ -195,7 +188,7 @@ class VLLMEngine:
         """Hand a request to vLLM; the number that its outputs bear."""
         from vllm import SamplingParams
 
-        extra = {} if name is None else {RECIPE: name}
+        extra = {} if name is None else {RECIPE: name, START: start}
         chosen = SamplingParams(**params, extra_args=extra)
         # Keys and values depend on the steering: two recipes must never share a block of them.
         salt = {} if name is None else {"cache_salt": salt_of(recipe, name, start)}
@@ -223,7 +216,12 @@ class VLLMEngine:
         return True
 
     def _install(self, name: str, edits: Recipe) -> None:
-        found = self._call("steer_add", name, pack(edits))
+        try:
+            found = self._call("steer_add", name, pack(edits))
+        except RuntimeError:
+            # All workers must have the same recipes: slots are given in turn.
+            self._call("steer_remove", name)
+            raise
         workers = self.options.vllm_tensor_parallel_size
         places = [place for one in found for place in one["places"]]
         for place in {edit.place for edit in edits}:
@@ -273,28 +271,3 @@ class VLLMEngine:
         if failed:
             raise RuntimeError(f"{method} failed in vLLM; {'; '.join(failed)}")
         return found
-
-
-def _start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"engine: vllm needs vLLM ({error}): install the extra vllm, or set engine: hf"
-        ) from error
-    stages = {str(place): stages for place, stages in layout.items() if place not in HEAD}
-    steering = {
-        "slots": options.vllm_slots,
-        "stages": stages,
-        "head": any(place in HEAD for place in layout),
-    }
-    return LLM(
-        model=path,
-        dtype=dtype,  # type: ignore[arg-type]
-        worker_cls=WORKER,
-        additional_config={CONFIG: steering},
-        use_tqdm_on_load=False,
-        **options.engine_args(),
-    )

@@ -147,4 +147,4 @@ Tally = dict[int | str, PlaceTally]
 def merge(tally: Tally, more: Tally) -> None:
     """Add the counts of `more` to `tally`."""
     for place, counts in more.items():
-        tally.setdefault(place, PlaceTally()).add(counts)
+        tally.setdefault(place, type(counts)()).add(counts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from steer.engines.of_run import EngineOfRun
+from steer.engines.vllm import VLLMEngine
 from steer.engines.vllm_requests import VLLMRequests
 from steer.methods.activation_addition import OPERATIONS
 from steer.models import EditLayer, SteeredModel
@@ -57,7 +58,7 @@ class OverVLLM(Engine):
         ]
         self.of_run = EngineOfRun(settings, settings.source, model)
         started = self.of_run.ready_for(needed)
-        assert started is not None
+        assert isinstance(started, VLLMEngine)
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self.fatal = (EngineDeadError,)

@@ -76,6 +76,10 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
         self.check_engine()
         self.check_limits()
         check_batch_size(self.batch_size)
+        check_value(
+            *("vllm_data_parallel_size", self.vllm_data_parallel_size),
+            *("1: start a server for each instead", self.vllm_data_parallel_size == 1),
+        )
         check_value("port", self.port, "0 to 65535", 0 <= self.port < 65536)
         if self.allow_anonymous and not self.is_local:
             raise ValueError(
