@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -109,19 +109,19 @@ def ids_of_text(text: str) -> list[int]:
 
 
 def truth(prompt: list[int], limit: int, added: Mapping[int, Tensor] | None = None) -> list[int]:
-    """Greedy tokens of the tiny model, whole rows without a cache, by plain hooks."""
-    tiny, ids = kept("llama"), list(prompt)
+    """Greedy tokens of the tiny model by transformers' own loop, under plain hooks."""
+    tiny = kept("llama")
     blocks = blocks_by_name(tiny.model)
-    hooks = [
-        blocks[layer].register_forward_hook(lambda _m, _a, out, vector=vector: out + vector)
-        for layer, vector in (added or {}).items()
-    ]
-    with torch.inference_mode():
-        while len(ids) < len(prompt) + limit and (len(ids) == len(prompt) or ids[-1] != 256):
-            ids.append(int(tiny.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    for hook in hooks:
-        hook.remove()
-    return ids[len(prompt) :]
+    with ExitStack() as stack:
+        for layer, vector in (added or {}).items():
+            stack.enter_context(
+                blocks[layer].register_forward_hook(lambda _m, _a, out, v=vector: out + v)
+            )
+        ids = torch.tensor([prompt])
+        out = tiny.model.generate(
+            input_ids=ids, max_new_tokens=limit, do_sample=False, eos_token_id=256, pad_token_id=257
+        )
+    return out[0, len(prompt) :].tolist()
 
 
 def text_of(ids: list[int]) -> str:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from serving import MODEL, VECTORS, Served, chat_ids, ids_of_text, serving, text_of, truth, until
 
+from steer.models.continuous import ContinuousDecoder
+from steer.serve.engine import Engine
+
 HELLO: Any = [{"role": "user", "content": "Hello there"}]
 PROMPT = chat_ids("Hello there")
 
@@ -199,8 +202,6 @@ def test_metrics_count_what_was_done(served: Served):
 def test_a_step_that_fails_is_said_and_the_next_request_is_answered(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    from steer.models.continuous import ContinuousDecoder
-
     with monkeypatch.context() as patch:
         patch.setattr(ContinuousDecoder, "_say", lambda *_: 1 / 0)
         with pytest.raises(openai.InternalServerError, match="ZeroDivisionError"):
@@ -209,3 +210,18 @@ def test_a_step_that_fails_is_said_and_the_next_request_is_answered(
         with pytest.raises(openai.APIError, match="ZeroDivisionError"):
             list(stream)
     assert chat(served).choices[0].message.content == text_of(truth(PROMPT, 12))
+
+
+def test_an_engine_that_has_ended_says_so(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Engine, "fatal", (ZeroDivisionError,))
+    with serving(tiny_folder, tmp_path) as it:
+        assert httpx.get(f"{it.url}/health").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(ContinuousDecoder, "_say", lambda *_: 1 / 0)
+            with pytest.raises(openai.InternalServerError, match="can answer no more"):
+                chat(it)
+        until(lambda: httpx.get(f"{it.url}/health").status_code == 503)
+        with pytest.raises(openai.InternalServerError, match="can answer no more"):
+            chat(it)

@@ -1,8 +1,10 @@
 """What the server does not do, and what it says of it."""
 
 import json
+import logging
 import os
 import pickle
+import runpy
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,8 +294,39 @@ def test_a_server_for_this_machine_may_do_without(
         ({"port": 70000}, "port must be 0 to 65535"),
         ({"api_key": "secret"}, "environment only"),
         ({"engine": "tpu"}, "unknown engine 'tpu'"),
+        ({"vllm_data_parallel_size": 2}, "start a server for each"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(given: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
         ServeSettings.of({"vector_dir": "vectors"} | given)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """`python -m steer.serve` in this process, as far as its settings."""
+    monkeypatch.setattr("sys.argv", ["serve", *arguments])
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.delenv("STEER_API_KEYS", raising=False)
+    runpy.run_module("steer.serve", run_name="__main__")
+
+
+def test_a_config_file_of_a_users_own_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.yaml").write_text("vector_dir: there\nport: 1234\n")
+    monkeypatch.setenv("COLUMNS", "400")
+    command(monkeypatch, "--config", str(tmp_path / "mine.yaml"), "--explain-config", "port=99")
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    shown = {line[1].strip(): [cell.strip() for cell in line[2:4]] for line in lines if line[1:]}
+    assert shown["port"] == ["99", "command line"]
+    assert shown["max_strength"] == ["20.0", "default"]
+    assert shown["vector_dir"][0] == "there"
+    assert shown["vector_dir"][1].endswith("mine.yaml")
+
+
+def test_without_a_key_the_command_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        command(monkeypatch)
+    assert capsys.readouterr().err.startswith("error: no keys: put them into STEER_API_KEYS")

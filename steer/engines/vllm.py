@@ -19,7 +19,7 @@ from steer.engines.recipes import (
     size_of,
 )
 from steer.engines.vllm_sampling import sampling_of
-from steer.engines.vllm_start import start
+from steer.engines.vllm_start import start_vllm
 from steer.engines.wire import pack
 from steer.models import Answer, SteeredModel
 from steer.models.generation import answer_of_ids, settings_of
@@ -64,7 +64,7 @@ class VLLMEngine:
         self.passes: Counter[Place] = Counter()
         self._counted: dict[Place, CountedTally] = {}
         self._numbers = itertools.count()
-        self.llm = start(path, dtype, self.layout, options)
+        self.llm = start_vllm(path, dtype, self.layout, options)
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether the engine was started with what `recipe` needs."""

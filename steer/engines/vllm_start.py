@@ -18,7 +18,7 @@ ENVIRONMENT = {
 }
 
 
-def start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
+def start_vllm(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
     """A vLLM of the weights at `path` whose workers can do what `layout` says.
 
     Raises:
