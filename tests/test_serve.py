@@ -131,13 +131,13 @@ def test_a_system_prompt_and_turns_stand_as_the_template_has_them(served: Served
 
 def test_a_vector_that_is_unloaded_steers_those_who_use_it_to_their_end(served: Served):
     client = served.client()
-    stream = chat(served, "warm", max_tokens=300, stream=True)
+    stream = chat(served, "warm", max_tokens=120, stream=True)
     text = next(chunk.choices[0].delta.content for chunk in stream if chunk.choices)
     assert client.delete("/steering/vectors/warm", cast_to=object)["deleted"]
     with pytest.raises(openai.NotFoundError, match="unknown vector 'warm'"):
         chat(served, "warm")
     text += "".join(chunk.choices[0].delta.content for chunk in stream if chunk.choices)
-    assert text == text_of(truth(PROMPT, 300, VECTORS["warm"]))
+    assert text == text_of(truth(PROMPT, 120, VECTORS["warm"]))
     client.post("/steering/vectors", body={"name": "warm"}, cast_to=object)
     assert "warm" in [one["id"] for one in listing(served)["data"]]
     chat(served, "warm")

@@ -14,6 +14,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from conftest import slow_but
 from serving import KEY, MODEL, VECTORS, Served, chat_ids, serving, text_of, truth, until
 from serving import write_vectors as write
 
@@ -58,11 +59,11 @@ async def ask(client: openai.AsyncOpenAI, what: tuple[str, int, int], *, stream:
     return "".join([c.choices[0].delta.content or "" async for c in answer if c.choices])
 
 
-async def disturb(served: Served, client: openai.AsyncOpenAI, seen: list[int]) -> None:
+async def disturb(served: Served, client: openai.AsyncOpenAI, seen: list[int], rounds: int) -> None:
     """What else goes on: vectors come and go, clients leave, nonsense and too much is asked."""
     headers = served.headers | {"Content-Type": "application/json"}
     strong = {"vectors": [{"name": "warm", "strength": 1e6}]}
-    for number in range(12):
+    for number in range(rounds):
         await client.delete("/steering/vectors/late", cast_to=object)
         async with httpx.AsyncClient(base_url=served.url, headers=headers) as other:
             for text in ('{"model"', json.dumps({"model": MODEL, "steering": strong})):
@@ -77,8 +78,9 @@ async def disturb(served: Served, client: openai.AsyncOpenAI, seen: list[int]) -
         await client.post("/steering/vectors", body={"name": "late"}, cast_to=object)
 
 
-def test_two_hundred_at_once_say_what_each_says_alone(tiny_folder: Path, tmp_path: Path):
-    asked = plan(200)
+@pytest.mark.parametrize("number", slow_but([40], [40, 200]))
+def test_many_at_once_say_what_each_says_alone(tiny_folder: Path, tmp_path: Path, number: int):
+    asked, rounds = plan(number), number // 10
     expected = {
         what: text_of(truth(chat_ids(what[0]), what[2], added(RECIPES[what[1]])))
         for what in dict.fromkeys(asked)
@@ -89,7 +91,9 @@ def test_two_hundred_at_once_say_what_each_says_alone(tiny_folder: Path, tmp_pat
         client = served.client(openai.AsyncOpenAI)
         async with client:
             requests = [ask(client, what, stream=n % 3 == 0) for n, what in enumerate(asked)]
-            said, _ = await asyncio.gather(asyncio.gather(*requests), disturb(served, client, seen))
+            said, _ = await asyncio.gather(
+                asyncio.gather(*requests), disturb(served, client, seen, rounds)
+            )
         return said
 
     with serving(tiny_folder, tmp_path, batch_size="32") as served:
@@ -97,7 +101,7 @@ def test_two_hundred_at_once_say_what_each_says_alone(tiny_folder: Path, tmp_pat
         until(lambda: served.number("steer_running_answers") == 0)
         assert served.number("steer_waiting_answers") == 0
     assert all(expected[what] == text for what, text in zip(asked, said, strict=True))
-    assert [status for status in seen if status != 200] == [400, 400, 401] * 12
+    assert [status for status in seen if status != 200] == [400, 400, 401] * rounds
 
 
 @contextmanager
