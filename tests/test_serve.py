@@ -186,8 +186,8 @@ def leave_early(served: Served, body: dict[str, Any]) -> None:
 
 def test_metrics_count_what_was_done(served: Served):
     names = ("steer_answer_tokens_total", "steer_prompt_tokens_total")
-    ok = 'steer_requests_total{route="/v1/chat/completions",status="200"}'
-    bad = 'steer_requests_total{route="/v1/chat/completions",status="400"}'
+    ok = 'steer_requests_total{route="chat",status="200"}'
+    bad = 'steer_requests_total{route="chat",status="400"}'
     before = [served.number(name) for name in (*names, ok)]
     answer = chat(served)
     with pytest.raises(openai.BadRequestError):

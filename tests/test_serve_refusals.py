@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import runpy
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (body(max_tokens=0), "max_tokens"),
     (body(max_tokens=41), "max_tokens"),
     (body(stop=["a"] * 5), "stop"),
+    (body(stop=["a", ""]), "stop.1"),
     (body(seed=1.5), "seed"),
     (body(messages=[]), "messages"),
     (body(messages=[{"role": "system", "content": "x"}]), "messages"),
@@ -128,6 +130,11 @@ def test_a_request_that_is_too_large_or_no_json_has_a_status_of_its_own(served: 
     assert plain.status_code == 415
 
 
+def test_a_prompt_that_is_too_long_is_named_as_what_it_is(served: Served):
+    given = {"model": MODEL, "prompt": ["x", "x" * 60]}
+    assert refused(served, given, 400, "completions")["param"] == "prompt"
+
+
 def test_routes_and_models_that_are_not_there(served: Served):
     assert refused(served, {}, 404, "embeddings")["type"] == "not_found_error"
     assert refused(served, {}, 405, "models")["message"]
@@ -168,6 +175,8 @@ def test_a_name_is_no_path(served: Served, tmp_path: Path, name: str):
     link = served.vectors / "link"
     link.symlink_to(tmp_path / "outside")
     (served.vectors / "file").mkdir(exist_ok=True)
+    # One good file makes no folder of a link's good.
+    torch.save(torch.ones(16), served.vectors / "file" / "layer_0.pt")
     (served.vectors / "file" / "layer_1.pt").symlink_to(tmp_path / "outside" / "layer_1.pt")
     try:
         for one in (name, "file"):
@@ -175,7 +184,7 @@ def test_a_name_is_no_path(served: Served, tmp_path: Path, name: str):
             assert error["code"] == "vector_not_found"
     finally:
         link.unlink()
-        (served.vectors / "file" / "layer_1.pt").unlink()
+        shutil.rmtree(served.vectors / "file")
 
 
 class Harmful:

@@ -58,7 +58,7 @@ class Server:
         vectors = "/v1/steering/vectors"
         routes = [
             Route(OPEN, self.health, methods=["GET"]),
-            Route("/metrics", self.numbers, methods=["GET"]),
+            Route("/metrics", self.prometheus, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
@@ -91,7 +91,7 @@ class Server:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "the engine has ended"}, 503)
 
-    async def numbers(self, _: Request) -> Response:
+    async def prometheus(self, _: Request) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

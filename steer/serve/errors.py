@@ -16,7 +16,7 @@ KINDS = {
 }
 
 
-class Refusal(Exception):
+class Refusal(ValueError):
     """A request that is not answered, and why.
 
     Attributes:

@@ -1,8 +1,5 @@
 """What every request passes: its key is looked at, its status is counted."""
 
-import logging
-from typing import Any
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,8 +7,6 @@ from steer.serve.errors import Refusal
 from steer.serve.keys import Keys
 from steer.serve.metrics import Metrics
 from steer.serve.settings import is_loopback
-
-log = logging.getLogger(__name__)
 
 OPEN = "/health"
 
@@ -71,6 +66,5 @@ class Gate:
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern: paths of clients' own making would fill the memory."""
-    route: Any = scope.get("route")
-    return "none" if route is None else route.path
+    """The route's name: paths of clients' own making would fill the memory."""
+    return getattr(scope.get("endpoint"), "__name__", "none")

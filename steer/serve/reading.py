@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from steer.models import ChatFormat, SteeredModel
 from steer.models.chat import conversation, has_template
@@ -30,10 +30,13 @@ async def body_of(request: Request, kind: type[B], most_kb: int) -> B:
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise Refusal(415, "send JSON, as content-type application/json")
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most_kb * 1000:
-            raise Refusal(413, f"the request is over {most_kb} kB", code="over_limit")
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > most_kb * 1000:
+                raise Refusal(413, f"the request is over {most_kb} kB", code="over_limit")
+    except ClientDisconnect as error:
+        raise Refusal(499, "the client has left") from error
     try:
         return kind.model_validate_json(bytes(data))
     except ValidationError as error:
@@ -89,6 +92,10 @@ class Reader:
         Raises:
             Refusal: Over a limit.
         """
+        most_read, longest = self.settings.max_prompt_tokens, max(map(len, prompts))
+        if longest > most_read:
+            field = "messages" if isinstance(body, ChatRequest) else "prompt"
+            raise _over(field, f"{longest} tokens are over max_prompt_tokens, {most_read}")
         number = len(prompts) * body.n
         if number > self.settings.max_choices:
             raise _over("n", f"{number} answers are over max_choices, {self.settings.max_choices}")
@@ -97,7 +104,7 @@ class Reader:
             "edits": steering.edits,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "top_p": body.top_p or 1.0,
-            "stops": tuple(stop for stop in body.stop or () if stop),
+            "stops": tuple(body.stop or ()),
         }
         return [
             Asked(
@@ -112,9 +119,6 @@ class Reader:
 
     def _limit(self, prompt: int, wanted: int | None) -> int:
         most = self.settings.max_answer_tokens
-        if prompt > self.settings.max_prompt_tokens:
-            most_read = self.settings.max_prompt_tokens
-            raise _over("messages", f"a prompt of {prompt} tokens is over {most_read}")
         if wanted is not None and wanted > most:
             raise _over("max_tokens", f"{wanted} is over max_answer_tokens, {most}")
         if self.window is None:

@@ -62,13 +62,11 @@ class Registry:
 
     def available(self) -> dict[str, Path]:
         """Every folder that holds vectors, by name."""
-        files = (path for path in self.folder.rglob("*.pt") if self._is_inside(path))
-        folders = sorted({path.parent for path in files})
-        return {folder.relative_to(self.folder).as_posix(): folder for folder in folders}
-
-    def _is_inside(self, path: Path) -> bool:
+        files = list(self.folder.rglob("*.pt"))
         # A link may lead anywhere.
-        return path.resolve().is_relative_to(self.folder)
+        outside = {f.parent for f in files if not f.resolve().is_relative_to(self.folder)}
+        folders = sorted({file.parent for file in files} - outside)
+        return {folder.relative_to(self.folder).as_posix(): folder for folder in folders}
 
     def load(self, name: str) -> Loaded:
         """Load a vector, or load it anew.
@@ -87,7 +85,7 @@ class Registry:
                 raise Refusal(409, message, code="too_many_vectors")
             try:
                 loaded = self._read(name, folder)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, OSError) as error:
                 # Where the server keeps its files is not the client's to know.
                 message = str(error).replace(str(self.folder), "").lstrip("/")
                 raise Refusal(400, message, param="name", code="unusable_vector") from error
@@ -122,17 +120,13 @@ class Registry:
         if size > self.settings.max_vector_mb * MB:
             raise ValueError(f"{name} has {size / MB:.0f} MB, over {self.settings.max_vector_mb}")
         named = _by_layer(folder, vector_names(folder))
-        found = load_vectors(
-            folder, list(named.values()), model=self._facts, allow_mismatch=self._allowed
-        )
+        allowed = self.settings.allow_mismatch
+        files = list(named.values())
+        found = load_vectors(folder, files, model=self._facts, allow_mismatch=allowed)
         tensors = {f"layer_{n}": self._placed(found[file]) for n, file in named.items()}
         about = {f"layer_{n}": found.about.get(file, {}) for n, file in named.items()}
         self.model.check_layers(named)
         return Loaded(name, Vectors(tensors, about), list(named))
-
-    @property
-    def _allowed(self) -> bool:
-        return self.settings.allow_mismatch
 
     def _placed(self, vector: Tensor) -> Tensor:
         return vector if self.model.spread else vector.to(self.model.device)

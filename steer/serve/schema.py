@@ -13,6 +13,7 @@ def _listed(value: Any) -> Any:
 
 
 Texts = Annotated[list[str], BeforeValidator(_listed)]
+Stop = Annotated[str, Field(min_length=1)]
 
 
 class Body(BaseModel):
@@ -66,7 +67,7 @@ class Generation(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
     seed: int | None = None
-    stop: Annotated[Texts, Field(max_length=4)] | None = None
+    stop: Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     frequency_penalty: Nothing = 0.0
