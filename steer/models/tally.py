@@ -67,6 +67,14 @@ class PlaceTally:
         self.index += other.index
         self.gated |= other.gated
 
+    def by_row(self) -> list["PlaceTally"]:
+        """The counts of each row of the batch; none where there was no pass."""
+        if not self.passes:
+            return []
+        kept = (self.residual, self.change, self.index)
+        rows = zip(*(torch.cat(norms, dim=1).split(1) for norms in kept), strict=True)
+        return [PlaceTally(self.gated, self.passes, *([part] for part in row)) for row in rows]
+
     def summary(self) -> dict[str, Any]:
         """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
         residual, change = self._numbers(self.residual), self._numbers(self.change)
@@ -113,6 +121,12 @@ class CountedTally(PlaceTally):
         more = other.sums
         self.sums = (tokens + more[0], changed + more[1], ratio + more[2])
 
+    def since(self, before: "CountedTally") -> "CountedTally":
+        """What was counted since this was `before`."""
+        (tokens, changed, ratio), (t, c, r) = self.sums, before.sums
+        sums = (tokens - t, changed - c, ratio - r)
+        return CountedTally(self.gated, self.passes - before.passes, sums=sums)
+
     def summary(self) -> dict[str, Any]:
         """As for hooks; sinks are not told apart."""
         tokens, changed, ratio = self.sums
@@ -133,4 +147,4 @@ Tally = dict[int | str, PlaceTally]
 def merge(tally: Tally, more: Tally) -> None:
     """Add the counts of `more` to `tally`."""
     for place, counts in more.items():
-        tally.setdefault(place, PlaceTally()).add(counts)
+        tally.setdefault(place, type(counts)()).add(counts)
