@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
-from steer.datasets import DatasetLoader
 from steer.doctor.base import Result, failure, ok, refused, warning
 from steer.doctor.patient import TEXTS, Patient
-from steer.judging import NEUTRAL
 from steer.models.chat import has_template
 from steer.models.facts import model_facts
 
 # Of ln(vocabulary), what a guesser loses on each token. A model of 135 M parameters loses a third
 # of it on plain English; one that is read in another's tokens loses nearly all.
 LOST = 0.75
+PLAIN = (
+    "The train was late again this morning, so we waited on the platform and talked about the "
+    "weather. When it came at last, every seat was taken, and we had to stand all the way into the "
+    "city. I think I will take the bus tomorrow."
+)
 
 
 def model(patient: Patient) -> Iterator[Result]:
@@ -30,8 +33,8 @@ def model(patient: Patient) -> Iterator[Result]:
         return
     facts = model_facts(patient.model)
     yield ok(
-        f"{facts['id']}: {facts['architecture']}, {facts['num_layers']} decoder blocks, "
-        f"{facts['hidden_size']} wide"
+        f"{facts['id'] or 'a model without a name'}: {facts['architecture']}, "
+        f"{facts['num_layers']} decoder blocks, {facts['hidden_size']} wide"
     )
 
 
@@ -120,13 +123,10 @@ def template(patient: Patient) -> Iterator[Result]:
 def language(patient: Patient) -> Iterator[Result]:
     """The model finds plain English likely, read in these tokens."""
     own, model = patient.ready.tokenizer, patient.ready
-    rows = DatasetLoader().load_file(NEUTRAL, "valid")[:4]
-    lost = []
-    for row in rows:
-        ids = torch.tensor([own(str(row["text"]))["input_ids"]], device=model.device)
-        logits = model.model(input_ids=ids).logits[0, :-1].float()
-        lost.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
-    mean, guesser = float(torch.stack(lost).mean()), math.log(len(own))
+    ids = torch.tensor([own(PLAIN)["input_ids"]], device=model.device)
+    logits = model.model(input_ids=ids).logits[0, :-1].float()
+    lost = torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))
+    mean, guesser = float(lost), math.log(len(own))
     found = f"{mean:.1f} nats a token of plain English, a guesser {guesser:.1f}"
     # Written so that NaN is bad.
     if not mean < LOST * guesser:

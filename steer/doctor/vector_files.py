@@ -103,7 +103,7 @@ def fit(patient: Patient) -> Iterator[Result]:
             "see the tool's own notes; its layer n may be hidden state n, which is block n - 1",
         )
     elif not bad:
-        yield ok(f"made with {facts['id']}, of the same weights" if patient.stored else "none")
+        yield ok("made with this model, of the same weights" if patient.stored else "none")
 
 
 def _misfits(one: StoredVector, facts: dict[str, Any], depth: int) -> Iterator[Result]:
