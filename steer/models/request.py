@@ -87,11 +87,16 @@ class Row:
         request: What was asked for.
         said: The answer so far.
         read: Tokens of prompt and answer that the model has read.
+        steering: What steers it; its gates by row are decided once the prompt was read.
     """
 
     request: Request
     said: list[int] = field(default_factory=list)
     read: int = 0
+    steering: Sequence[Intervention] = ()
+
+    def __post_init__(self) -> None:
+        self.steering = self.request.interventions
 
     @property
     def text(self) -> list[int]:
