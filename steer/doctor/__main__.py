@@ -16,12 +16,10 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
 
-from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
-from steer.build import COMMAND_LINE, plain, read_yaml
+from steer.build import read_config
 from steer.doctor import Result, diagnose, examine
 from steer.doctor.folders import run_of
 from steer.secrets import redacted
@@ -70,22 +68,12 @@ def _examined(options: argparse.Namespace) -> list[Result]:
     # An override may come behind --vectors too.
     paths = [path for path in options.vectors or [] if "=" not in path]
     given = [*options.overrides, *[word for word in options.vectors or [] if "=" in word]]
-    cfg = _config(options.config, given)
+    cfg = read_config(options.config, given)
     if not paths:
         return diagnose(cfg)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         return examine(run_of(cfg, paths, scratch))
-
-
-def _config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    if wrong := [word for word in overrides if "=" not in word]:
-        raise ValueError(f"settings are given as key=value: got {wrong[0]!r}")
-    file = read_yaml(name, "config")
-    given = plain(OmegaConf.from_dotlist([word.lstrip("+") for word in overrides]), COMMAND_LINE)
-    merged = plain(OmegaConf.merge(file, given), name)
-    origin = dict.fromkeys(file, name) | dict.fromkeys(given, COMMAND_LINE)
-    return {**merged, "origin_of": origin}
 
 
 def _print_json(results: Sequence[Result], seconds: float) -> None:
