@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    given = _parser().parse_args(arguments)
+    # Overrides may stand anywhere, and argparse takes such words at one place only.
+    given, overrides = _parser().parse_known_args(arguments)
     try:
         # Its model and how text is put count; what it would steer by does not.
-        cfg = read_config(given.config, given.overrides)
+        cfg = read_config(given.config, overrides)
         run = Run.of({k: v for k, v in cfg.items() if k not in LISTS}, "apply")
         found = given.run(given, run)
     except (ValueError, OSError) as error:
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m steer.gates", description="Detectors for conditional steering."
+        prog="python -m steer.gates",
+        description="Detectors for conditional steering.",
+        epilog="KEY=VALUE anywhere stands over the config's.",
     )
     tasks = parser.add_subparsers(required=True, metavar="{make,calibrate}")
     make = tasks.add_parser("make", help="directions that tell two kinds of inputs apart")
@@ -63,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
         rate = "false-positive rate that is wanted (default: 0.05)"
         task.add_argument("--fpr", type=float, default=0.05, metavar="RATE", help=rate)
         task.add_argument("--config", metavar="FILE", default=CONFIG, help=f"default: {CONFIG}")
-        task.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="over the config's")
     return parser
 
 
