@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import steered, tiny_config
+from tiny import full_logits, steered, tiny_config
 
 from steer.doctor import CHECKS, Result, diagnose
 from steer.doctor.__main__ import main
@@ -261,6 +261,35 @@ def misspelt_key(bench: Bench) -> None:
     bench.cfg["multiplier"] = [1.0]
 
 
+def two_methods(bench: Bench, *settings: str) -> None:
+    """Several method files that apply the same vector, each as `settings` say."""
+    for key in ("layers", "multipliers"):
+        del bench.cfg[key]
+    paths = [bench.folder / f"apply_{n}.yaml" for n in range(len(settings))]
+    for path, text in zip(paths, settings, strict=True):
+        path.write_text(text, encoding="utf-8")
+    bench.cfg["apply_steer_hparam_paths"] = list(map(str, paths))
+
+
+def twice_the_same(bench: Bench) -> None:
+    two_methods(bench, *["alg_name: caa\nlayers: [1]\nmultipliers: [0.3]\n"] * 2)
+
+
+def taken_back(bench: Bench) -> None:
+    caa = "alg_name: caa\nlayers: [1]\nmultipliers: [{}]\n"
+    two_methods(bench, caa.format(0.3), caa.format(-0.3))
+
+
+def turned_round(bench: Bench) -> None:
+    caa = "alg_name: caa\nlayers: [1]\nmultipliers: [{}]\n"
+    two_methods(bench, caa.format(0.05), caa.format(-0.15))
+
+
+def removed_after_it_was_added(bench: Bench) -> None:
+    caa = "alg_name: caa\nlayers: [1]\nmultipliers: [{}]\n"
+    two_methods(bench, caa.format(0.3), caa.format(1.0) + "operation: project_out\n")
+
+
 def no_inputs(bench: Bench) -> None:
     (bench.folder / "test.jsonl").unlink()
 
@@ -304,6 +333,11 @@ FAULTS: list[tuple[Callable[[Bench], None], str, str, str]] = [
     (other_end, "tokenizer", "failure", "one folder or revision"),
     (dropout_left_on, "strength 0", "failure", "model.eval()"),
     (misspelt_key, "settings", "failure", "mend the config"),
+    (twice_the_same, "interference", "warning", "use one of them"),
+    (taken_back, "strength", "failure", "take one of them out"),
+    (taken_back, "interference", "warning", "lower the multiplier of caa_2"),
+    (turned_round, "interference", "failure", "lower the multiplier of caa_2"),
+    (removed_after_it_was_added, "interference", "warning", "in the order caa_2, caa"),
     (no_inputs, "inputs", "failure", "a file with inputs"),
 ]
 
@@ -324,6 +358,41 @@ def test_a_healthy_set_up_is_called_healthy(bench: Bench):
     results = diagnose(bench.cfg, bench.model)
     assert {one.check for one in results} == set(CHECKS)
     assert {one.check for one in results if one.level != "ok"} == EXPECTED
+
+
+def test_effects_on_each_others_pairs_are_those_of_the_slow_loop(bench: Bench):
+    """The second adds 0.2 of the vector: its effect is foreseen as 2/3 of the first one's 0.3."""
+    caa = "alg_name: caa\nlayers: [1]\nmultipliers: [{}]\n"
+    two_methods(bench, caa.format(0.3), caa.format(0.2))
+    found = diagnose(bench.cfg, bench.model)
+    start = "8 held-out pairs of mine: caa alone"
+    (line,) = [one.what for one in found if one.what.startswith(start)]
+
+    def effect(strength: float) -> float:
+        edit = {LAYER: lambda h: h + strength * bench.vector()}
+        margins = [slow_margin(bench, row, edit) - slow_margin(bench, row, {}) for row in HELD_OUT]
+        return sum(margins) / len(margins)
+
+    one, other, both = (effect(strength) for strength in (0.3, 0.2, 0.5))
+    assert line == (
+        f"8 held-out pairs of mine: caa alone {one:+.2f} nats, caa_2 alone {other:+.2f} (predicted "
+        f"{one * 2 / 3:+.2f}), together {both:+.2f} (sum {one + other:+.2f})"
+    )
+
+
+HELD_OUT = [pair(n, "week") for n in range(8)]
+
+
+def slow_margin(bench: Bench, row: dict[str, str], edit: dict[int, Any]) -> float:
+    """The margin of one pair, each answer read alone."""
+    start = f"<user>{row['question']}\n<assistant>"
+    sums = []
+    for side in ("matching", "not_matching"):
+        prompt = bench.model.tokenizer(start)["input_ids"]
+        ids = bench.model.tokenizer(f"{start} {row[side]}")["input_ids"]
+        logs = full_logits(bench.model, ids, edit).log_softmax(-1)
+        sums.append(sum(float(logs[n - 1, ids[n]]) for n in range(len(prompt), len(ids))))
+    return sums[0] - sums[1]
 
 
 # ---- the command --------------------------------------------------------------------------------

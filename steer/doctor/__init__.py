@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steer.doctor import data, environment, model_files, network, place, steering, vector_files
+from steer.doctor import (
+    data,
+    environment,
+    interference,
+    model_files,
+    network,
+    place,
+    steering,
+    vector_files,
+)
 from steer.doctor.base import Result, failure, refused, unchecked
 from steer.doctor.patient import Patient
 from steer.models import SteeredModel
@@ -52,6 +61,7 @@ CHECKS: dict[str, Check] = {
     "sign": Check(steering.sign),
     "vector fits layer": Check(place.place),
     "stale vectors": Check(steering.stale, MODEL),
+    "interference": Check(interference.interference),
     "data": Check(data.pairs, NOTHING),
     "inputs": Check(data.inputs, MODEL),
 }

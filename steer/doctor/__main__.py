@@ -33,12 +33,13 @@ STYLES = {"ok": "green", "warning": "bold yellow", "failure": "bold red", "unche
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 1 where a check failed, 2 where none could be made."""
-    options = _parser().parse_args(arguments)
+    # Overrides may stand anywhere, and argparse takes such words at one place only.
+    options, overrides = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     disable_progress_bar()
     start = time.monotonic()
     try:
-        results = _examined(options)
+        results = _examined(options, overrides)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(redacted(str(error)).split())}\n")
         return FAILED
@@ -60,14 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         help="check these folders, or .gguf and .safetensors files, instead of the config's",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="over the config's")
     return parser
 
 
-def _examined(options: argparse.Namespace) -> list[Result]:
+def _examined(options: argparse.Namespace, overrides: Sequence[str]) -> list[Result]:
     # An override may come behind --vectors too.
     paths = [path for path in options.vectors or [] if "=" not in path]
-    given = [*options.overrides, *[word for word in options.vectors or [] if "=" in word]]
+    given = [*overrides, *[word for word in options.vectors or [] if "=" in word]]
     cfg = read_config(options.config, given)
     if not paths:
         return diagnose(cfg)

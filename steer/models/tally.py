@@ -117,6 +117,11 @@ class PlaceTally:
         self.rows += other.rows
         self.gated |= other.gated
 
+    def usual_residual(self) -> float:
+        """Median norm before the change; 0 where nothing was counted."""
+        residual = self._numbers(self.residual)
+        return float(residual.median()) if len(residual) else 0.0
+
     def summary(self) -> dict[str, Any]:
         """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
         residual, change = self._numbers(self.residual), self._numbers(self.change)
