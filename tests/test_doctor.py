@@ -290,6 +290,26 @@ def removed_after_it_was_added(bench: Bench) -> None:
     two_methods(bench, caa.format(0.3), caa.format(1.0) + "operation: project_out\n")
 
 
+def gate_that_detects(bench: Bench, area: float, share: float) -> None:
+    rates = {"threshold": -1.0, "auroc": area, "quality": [area, 1.0], "on": 8, "off": 8}
+    rates |= {"true_positive_rate": share, "false_positive_rate": 0.0}
+    entry = {**bench.entry(), "detector": {"read": "prompts", "row": rates}}
+    save_vectors(bench.folder / "gate", {"layer_1": bench.vector()}, {"layer_1": entry})
+    bench.cfg["gate"] = str(bench.folder / "gate")
+
+
+def weak_gate(bench: Bench) -> None:
+    gate_that_detects(bench, 0.6, 0.5)
+
+
+def shut_gate(bench: Bench) -> None:
+    gate_that_detects(bench, 0.9, 0.0)
+
+
+def gate_not_calibrated(bench: Bench) -> None:
+    bench.cfg["gate"] = VECTORS
+
+
 def no_inputs(bench: Bench) -> None:
     (bench.folder / "test.jsonl").unlink()
 
@@ -338,6 +358,9 @@ FAULTS: list[tuple[Callable[[Bench], None], str, str, str]] = [
     (taken_back, "interference", "warning", "lower the multiplier of caa_2"),
     (turned_round, "interference", "failure", "lower the multiplier of caa_2"),
     (removed_after_it_was_added, "interference", "warning", "in the order caa_2, caa"),
+    (weak_gate, "gate", "warning", "other --layers"),
+    (shut_gate, "gate", "warning", "a higher --fpr"),
+    (gate_not_calibrated, "vectors", "failure", "mend what the message names"),
     (no_inputs, "inputs", "failure", "a file with inputs"),
 ]
 

@@ -58,6 +58,7 @@ CHECKS: dict[str, Check] = {
     "strength 0": Check(steering.zero),
     "hooks fire": Check(steering.fires),
     "dose": Check(steering.dose),
+    "gate": Check(steering.gate),
     "sign": Check(steering.sign),
     "vector fits layer": Check(place.place),
     "stale vectors": Check(steering.stale, MODEL),

@@ -58,7 +58,8 @@ def run_of(cfg: Mapping[str, Any], paths: Sequence[str], scratch: str) -> Run:
             steer_vector_load_dir=str(folder),
             **shared,
         )
-        key = path if path not in run.methods else f"{path} ({number + 1})"
+        short = "/".join(Path(path).parts[-2:])
+        key = short if short not in run.methods else f"{short} ({number + 1})"
         run.methods[key] = MethodSettings("caa", half)
     return run
 

@@ -12,6 +12,7 @@ from steer.doctor.network import others_on
 from steer.doctor.patient import Patient
 from steer.effect import Effect, Group, measure_effect
 from steer.generator import rows_digest
+from steer.methods.gating import Gated
 from steer.models import EditPrompt
 from steer.models.interventions import cancels
 
@@ -21,6 +22,8 @@ GOOD_DOSE = 0.2
 PAIRS = 8
 # Logits that differ by less, in standard deviations of logits, are taken for the same.
 NOTHING = 1e-5
+# Area under the ROC curve; a coin has 0.5.
+DETECTS = 0.8
 
 
 def strength(patient: Patient) -> Iterator[Result]:
@@ -120,6 +123,35 @@ def dose(patient: Patient) -> Iterator[Result]:
             yield warning(f"{found}: too little to be seen", f"{by}, for a dose of 20%")
         else:
             yield ok(found)
+
+
+def gate(patient: Patient) -> Iterator[Result]:
+    """Detectors that open gates tell their texts apart, and let something pass."""
+    found = {
+        key: detection
+        for key, method in patient.run.methods.items()
+        if isinstance(method.half, Gated) and (detection := method.half.detection())
+    }
+    if not found:
+        yield ok("no gate: every row is steered")
+    for key, detection in found.items():
+        right, wrong = (detection[f"{kind}_positive_rate"] for kind in ("true", "false"))
+        seen = (
+            f"{key}: AUROC {detection['auroc']:.3f}, {right:.0%} detected at {wrong:.0%} false "
+            f"alarms ({detection['on']} and {detection['off']} held out)"
+        )
+        if detection["auroc"] < DETECTS:
+            yield warning(
+                f"{seen}: it hardly tells them apart",
+                "python -m steer.gates make with more inputs, other --layers or another --kind",
+            )
+        elif not detection["true_positive_rate"]:
+            yield warning(
+                f"{seen}: the gate never opens",
+                "calibrate with a higher --fpr, or set gate_threshold",
+            )
+        else:
+            yield ok(seen)
 
 
 def sign(patient: Patient) -> Iterator[Result]:

@@ -33,7 +33,7 @@ def files(patient: Patient) -> Iterator[Result]:
         )
     yield from found
     if not found and not missing:
-        names = ", ".join(f"{one.path.parent.name}/{one.path.name}" for one in stored)
+        names = ", ".join(f"{one.key}: {one.path.name}" for one in stored)
         yield ok(names or "no method reads vectors from disk")
 
 

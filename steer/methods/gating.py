@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from steer.build import pick
@@ -44,15 +45,8 @@ class Gated:
         if self.gate is None:
             return None
         folder = find(self.gate, "folder of a detector")
-        entries: Mapping[str, Any] = (read_metadata(folder) or {}).get("vectors", {})
-        detectors = {name: e["detector"] for name, e in entries.items() if "detector" in e}
-        if not detectors:
-            raise ValueError(
-                f"gate: {self.gate} has no vector that was calibrated as a detector: run python -m "
-                f"steer.gates calibrate {self.gate} --on FILE --off FILE"
-            )
-        name = max(detectors, key=lambda one: detectors[one][self.gate_by]["quality"])
-        found = detectors[name]
+        name, entry = self._best(folder)
+        found = entry["detector"]
         if found["read"] != "prompts" and self.gate_by == ROW and self.gate_threshold is None:
             raise ValueError(
                 f"gate: {self.gate} was calibrated on {found['read']}, and a gate by row reads "
@@ -62,4 +56,27 @@ class Gated:
         if threshold is None:
             threshold = float(found[self.gate_by]["threshold"])
         vector = load_vectors(folder, [name], model=model_facts(model))[name]
-        return Gate(int(entries[name]["layer"]), vector, threshold, self.gate_by)
+        return Gate(int(entry["layer"]), vector, threshold, self.gate_by)
+
+    def _best(self, folder: Path) -> tuple[str, Mapping[str, Any]]:
+        """The vector that detects best, and its entry."""
+        entries: Mapping[str, Any] = (read_metadata(folder) or {}).get("vectors", {})
+        able = [name for name, entry in entries.items() if "detector" in entry]
+        if not able:
+            raise ValueError(
+                f"gate: {self.gate} has no vector that was calibrated as a detector: run python -m "
+                f"steer.gates calibrate {self.gate} --on FILE --off FILE"
+            )
+        name = max(able, key=lambda one: entries[one]["detector"][self.gate_by]["quality"])
+        return name, entries[name]
+
+    def detection(self) -> Mapping[str, Any] | None:
+        """How well the detector does on what it was calibrated on; None where there is no gate.
+
+        Raises:
+            ValueError: As `gate_of`, and so is the other.
+            FileNotFoundError: As there.
+        """
+        if self.gate is None:
+            return None
+        return self._best(find(self.gate, "folder of a detector"))[1]["detector"][self.gate_by]
