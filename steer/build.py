@@ -139,6 +139,24 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
 
 
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The config in a YAML file under overrides `key=value`, and where each value came from.
+
+    For commands that do without Hydra; the key `origin_of` is what `Run.of` knows.
+
+    Raises:
+        ValueError: As `read_yaml`; also an override that is none.
+        FileNotFoundError: As there.
+    """
+    words = list(overrides)
+    if wrong := [word for word in words if "=" not in word]:
+        raise ValueError(f"settings are given as key=value: got {wrong[0]!r}")
+    file = read_yaml(path, "config")
+    given = plain(OmegaConf.from_dotlist([word.lstrip("+") for word in words]), COMMAND_LINE)
+    origin = dict.fromkeys(file, str(path)) | dict.fromkeys(given, COMMAND_LINE)
+    return plain(OmegaConf.merge(file, given), str(path)) | {"origin_of": origin}
+
+
 def plain(config: Any, where: str) -> dict[str, Any]:
     """An OmegaConf config or a mapping as a dict, interpolations resolved.
 

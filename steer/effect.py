@@ -178,18 +178,25 @@ class _Judge:
             pairs = group.under(steps)
             # Behind a steering prompt the text is another, and nothing kept of it is of use.
             own = scorer if pairs is group.pairs else self._scorer(pairs)
-            found.append(_margins(own, steps))
+            found.append(margins(own, steps))
         self.bar.update()
         return found
 
     def _scorer(self, pairs: Sequence[Pair]) -> AnswerScorer:
-        prompts = [pair.prompt for pair in pairs]
-        answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
-        share = REPLAY_BYTES // len(self.groups)
-        return AnswerScorer(self.model, prompts * 2, answers, replay_bytes=share)
+        return scorer_of(self.model, pairs, REPLAY_BYTES // len(self.groups))
 
 
-def _margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:
+def scorer_of(
+    model: SteeredModel, pairs: Sequence[Pair], replay_bytes: int = REPLAY_BYTES
+) -> AnswerScorer:
+    """What scores the answers of pairs: all matching ones, then all that are not."""
+    prompts = [pair.prompt for pair in pairs]
+    answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
+    return AnswerScorer(model, prompts * 2, answers, replay_bytes=replay_bytes)
+
+
+def margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:
+    """What each pair of `scorer_of` has of log P(matching) - log P(not_matching), [pairs]."""
     sums = torch.stack([each.sum() for each in scorer.log_probs(steps)])
     matching, not_matching = sums.chunk(2)
     return matching - not_matching

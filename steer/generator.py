@@ -219,7 +219,7 @@ class BaseVectorGenerator:
             read = {
                 "model": model_facts(self.model),
                 "chat_template_sha256": template_hash(self.model),
-                "data": {"name": dataset, "rows": len(rows), "sha256": _digest(rows)},
+                "data": {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)},
             }
         return {
             "method": self.run.methods[key].name,
@@ -270,7 +270,8 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def rows_digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of rows, in their order: what a vector's metadata says of its data."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))

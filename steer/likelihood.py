@@ -65,7 +65,9 @@ class AnswerScorer:
             cache = prefix_cache(self.model, self.rows[0][:prefix] if prefix else [])
         # What only the head's edits change, the last block's output decides.
         last = self.model.depth - 1 if edits else self.model.depth
-        lowest = min((e.layer for e in edits if isinstance(e, EditLayer)), default=last)
+        places = [e.layer for e in edits if isinstance(e, EditLayer)]
+        # What gates read is to be computed too.
+        lowest = min([*places, *(e.gate.layer for e in edits if e.gate)], default=last)
 
         def run(rows: list[int]) -> list[Tensor]:
             return self._batch(rows, edits, prefix, cache, lowest)

@@ -102,7 +102,7 @@ def render(report: SteeringReport) -> RenderableType:
     """The report as tables for a terminal."""
     parts: list[RenderableType] = []
     if report.layers or not report.prompt:
-        parts = [_counts(report), Text(_note(report), style="dim")]
+        parts = [_counts(report), Text(_note(report), style="dim"), *map(Text, _gates(report))]
     parts += [Text(f"steering prompt: {text}") for text in report.prompt]
     figures = Table("figure", "value", "what it says")
     for row in _figures(report):
@@ -121,6 +121,16 @@ def _counts(report: SteeringReport) -> Table:
             f"{c['dose']:.1%}",
         )
     return layers
+
+
+def _gates(report: SteeringReport) -> list[str]:
+    """A line for each layer with gates: how much they let pass."""
+    return [
+        f"layer {layer}: the gate let {c[key][0]} of {c[key][1]} {kind} pass"
+        for layer, c in report.layers.items()
+        for key, kind in (("gate_rows", "rows"), ("gate_tokens", "tokens"))
+        if key in c
+    ]
 
 
 def _note(report: SteeringReport) -> str:

@@ -46,6 +46,7 @@ class AblateDirection(StoredVectors):
     def check(self) -> None:
         """Raise a ValueError where a value is not one that can be used."""
         self.where()
+        self.check_gate()
         if self.layers is not None and (
             not self.layers or len(set(self.layers)) < len(self.layers)
         ):
@@ -80,8 +81,12 @@ class AblateDirection(StoredVectors):
             raise ValueError(f"vector {name} is 0 and has no direction: make it of other data")
         layers = range(model.depth) if self.layers is None else self.layers
         model.check_layers(layers)
-        edit, where = ProjectOut(vectors[name], self.amount), self.where()
-        return [EditLayer(layer, edit, where) for layer in layers]
+        edit, where, gate = (
+            ProjectOut(vectors[name], self.amount),
+            self.where(),
+            self.gate_of(model),
+        )
+        return [EditLayer(layer, edit, where, gate) for layer in layers]
 
     def _of(self, there: Iterable[str]) -> "AblateDirection":
         """The same with `direction_layer` named, where one of `there` is a layer's vector."""

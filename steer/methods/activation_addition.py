@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from steer.build import pick
+from steer.methods.gating import Gated
 from steer.models import (
     EVERYWHERE,
     FROM_PROMPT_END,
@@ -36,7 +37,7 @@ STRENGTHS = ("absolute", "relative")
 
 
 @dataclass(kw_only=True)
-class AtPositions:
+class AtPositions(Gated):
     """Which tokens are steered.
 
     Attributes:
@@ -152,6 +153,7 @@ class AddVectors(StoredVectors):
         if not all(map(math.isfinite, self.multipliers)):
             raise ValueError(f"multipliers must be finite numbers: got {self.multipliers}")
         self.where()
+        self.check_gate()
         pick("operation", self.operation, OPERATIONS)
         pick("strength", self.strength, dict.fromkeys(STRENGTHS))
         if self.strength == "relative" and self.operation == "project_out":
@@ -175,12 +177,14 @@ class AddVectors(StoredVectors):
         self.check()
         model.check_layers(self.layers)
         self.check_vectors(model, vectors)
-        edit, where = OPERATIONS[self.operation], self.where()
+        edit, where, gate = OPERATIONS[self.operation], self.where(), self.gate_of(model)
+        strengths = [
+            self._strength(multiplier, name, vectors)
+            for multiplier, name in zip(self.multipliers, self.names(), strict=True)
+        ]
         return [
-            EditLayer(layer, edit(vectors[name], self._strength(multiplier, name, vectors)), where)
-            for layer, name, multiplier in zip(
-                self.layers, self.names(), self.multipliers, strict=True
-            )
+            EditLayer(layer, edit(vectors[name], strength), where, gate)
+            for layer, name, strength in zip(self.layers, self.names(), strengths, strict=True)
         ]
 
     def _strength(self, multiplier: float, name: str, vectors: Mapping[str, Tensor]) -> float:

@@ -35,6 +35,7 @@ class ClampFeatures(SAEFeatures, AtPositions):
         """Raise a ValueError where values do not go together."""
         super().check()
         self.where()
+        self.check_gate()
         pick("mode", self.mode, dict.fromkeys(MODES))
 
     def load(self, model: SteeredModel) -> Vectors:
@@ -55,4 +56,4 @@ class ClampFeatures(SAEFeatures, AtPositions):
         check_fits(chosen.sae, chosen.layer, model.d_model)
         sae = chosen.sae.to(model.device)
         edit = clamp(sae, chosen.ids, chosen.strengths, self.mode, self.max_norm)
-        return [EditLayer(chosen.layer, edit, self.where())]
+        return [EditLayer(chosen.layer, edit, self.where(), self.gate_of(model))]

@@ -2,6 +2,7 @@
 
 from steer.models.chat import ChatFormat, build_model_input
 from steer.models.edits import Add, AddKeepingNorm, Edit, LowRank, ProjectOut
+from steer.models.gates import Gate
 from steer.models.generation import Answer, generate, generate_batches
 
 # The module has the function's name: imported here, it cannot take the function's place later.
@@ -39,6 +40,7 @@ __all__ = [
     "EditLogits",
     "EditPrompt",
     "EditTensor",
+    "Gate",
     "Intervention",
     "LowRank",
     "Positions",

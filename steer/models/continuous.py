@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from steer.models.batching import PASS_TOKENS, free_memory, out_of_memory, padded
 from steer.models.column_cache import ColumnCache
+from steer.models.gates import settled
 from steer.models.next_token import NextTokens
 from steer.models.request import Request, Row
 from steer.models.row_steering import join_rows
@@ -155,7 +156,7 @@ class ContinuousDecoder:
         ids, mask = padded([row.text for row in rows], 0, "left", device)
         cache = DynamicCache(config=self.model.model.config)
         counts = self._counts()
-        with self._steering(rows, counts):
+        with self._steering(rows, counts) as decisions:
             logits = self._logits(ids, mask, cache)
         self._cache.append(cache, ids.shape[1])
         tokens = NextTokens(rows, device)(logits).tolist()
@@ -163,9 +164,10 @@ class ContinuousDecoder:
             # What was read again because memory ran out has been counted.
             place.begin_at(torch.tensor([row.read for row in rows]))
         self._note(rows, counts)
-        for row in rows:
+        for number, row in enumerate(rows):
             self.waiting.popleft()
             row.read = len(row.text)
+            row.steering = settled(row.steering, decisions, number)
         self.running += rows
         return self._say(rows, tokens)
 
@@ -220,7 +222,7 @@ class ContinuousDecoder:
                     merge(row.tally, {place: own})
 
     def _steering(self, rows: list[Row], counts: Tally | None) -> Any:
-        joined = join_rows([row.request.interventions for row in rows])
+        joined = join_rows([row.steering for row in rows])
         lengths = torch.tensor([len(row.request.prompt) for row in rows])
         lengths = lengths.to(self.model.device)
         return self.model.steering(joined, prompt_lengths=lengths, tally=counts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.models.edits import Add, Edit, taken
+from steer.models.gates import Gate
 from steer.models.positions import EVERYWHERE, NOWHERE, Positions, TokenMask, Where
 
 HEAD_INPUT = "head input"
@@ -41,11 +42,20 @@ class EditLayer(_Placed):
         layer: Decoder block, counted from 0.
         edit: What is done.
         where: The tokens it is done to; a sequence gives each row its own.
+        gate: Which of them, or of the rows, let it act; all where None.
     """
 
     layer: int
     edit: Edit
     where: Where = EVERYWHERE
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        if self.gate is not None and self.gate.layer > self.layer:
+            raise ValueError(
+                f"a gate that reads layer {self.gate.layer} is decided too late for an edit of "
+                f"layer {self.layer}: read that layer or one below it"
+            )
 
     @property
     def place(self) -> Place:
@@ -59,6 +69,7 @@ class EditHeadInput(_Placed):
 
     edit: Edit
     where: Where = EVERYWHERE
+    gate: Gate | None = None
     place = HEAD_INPUT
 
 
@@ -68,6 +79,7 @@ class EditLogits(_Placed):
 
     edit: Edit
     where: Where = EVERYWHERE
+    gate: Gate | None = None
     place = LOGITS
 
 
@@ -134,7 +146,7 @@ def _row_counts(intervention: EditTensor) -> list[int]:
 
 def is_per_row(intervention: EditTensor) -> bool:
     """Whether it differs from row to row of a batch."""
-    alike = isinstance(intervention.where, Positions)
+    alike = isinstance(intervention.where, Positions) and intervention.gate is None
     return not alike or intervention.edit.row_count() > 1
 
 
@@ -150,7 +162,7 @@ def cancels(edits: Sequence[EditTensor]) -> bool:
     Additions to the same tokens only; any other edit is taken to leave something.
     """
     changes = [e.edit.change().cpu() for e in edits if isinstance(e.edit, Add)]
-    alike = all(e.where == edits[0].where for e in edits)
+    alike = all(e.where == edits[0].where and e.gate is edits[0].gate for e in edits)
     if len(changes) < max(len(edits), 2) or not alike:
         return False
     rounding = 4 * max(torch.finfo(change.dtype).eps for change in changes)

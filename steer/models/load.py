@@ -123,6 +123,8 @@ class ModelSource:
             raise self._unreadable(place, error) from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        # For whoever makes batches by hand: decoder models go on behind the last column.
+        tokenizer.padding_side = "left"
         return tokenizer
 
     def _config(self) -> Any:

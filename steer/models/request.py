@@ -89,12 +89,17 @@ class Row:
         said: The answer so far.
         read: Tokens of prompt and answer that the model has read.
         tally: Its own counts, where the decoder is asked for them.
+        steering: What steers it; its gates by row are decided once the prompt was read.
     """
 
     request: Request
     said: list[int] = field(default_factory=list)
     read: int = 0
     tally: Tally = field(default_factory=dict)
+    steering: Sequence[Intervention] = ()
+
+    def __post_init__(self) -> None:
+        self.steering = self.request.interventions
 
     @property
     def text(self) -> list[int]:

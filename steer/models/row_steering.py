@@ -44,12 +44,12 @@ def _joined(rank: Sequence[EditTensor | None]) -> list[EditTensor]:
 
 def _kind(one: EditTensor) -> Hashable:
     """Equal for what one edit can do."""
-    edit, masked = one.edit, isinstance(one.where, TokenMask)
+    edit, where = one.edit, (isinstance(one.where, TokenMask), id(one.gate))
     if isinstance(edit, Add | AddKeepingNorm | ProjectOut):
-        return type(edit), masked, edit.vector.dtype, edit.vector.device
+        return type(edit), where, edit.vector.dtype, edit.vector.device
     if isinstance(edit, LowRank):
-        return LowRank, masked, id(edit.left), id(edit.right)
-    return id(edit), masked
+        return LowRank, where, id(edit.left), id(edit.right)
+    return id(edit), where
 
 
 def _one(group: dict[int, EditTensor], count: int) -> EditTensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from steer.models.gates import TOKEN, Decisions, Gate
 from steer.models.hooks import TensorEdit, edit_input, edit_output, reading, watch_arguments
 from steer.models.interventions import (
     HEAD_INPUT,
@@ -23,7 +24,7 @@ from steer.models.interventions import (
 )
 from steer.models.layout import blocks_of, decoder_of, width_of
 from steer.models.positions import Pass
-from steer.models.tally import PlaceTally, Tally
+from steer.models.tally import PassNote, PlaceTally, Tally
 
 
 class SteeredModel:
@@ -113,8 +114,10 @@ class SteeredModel:
         *,
         prompt_lengths: Tensor | None = None,
         tally: Tally | None = None,
-    ) -> Iterator[None]:
+    ) -> Iterator[Decisions]:
         """Hold the hooks of `interventions` while open; of those in force where None.
+
+        Yields what gates decide.
 
         What changes nothing (a strength of 0) gets no hook: logits stay those of the bare model.
 
@@ -129,15 +132,22 @@ class SteeredModel:
         for intervention in chosen:
             if isinstance(intervention, EditTensor) and not intervention.is_idle():
                 by_place.setdefault(intervention.place, []).append(intervention)
+        gates = dict.fromkeys(e.gate for edits in by_place.values() for e in edits if e.gate)
         self.check_layers(place for place in by_place if isinstance(place, int))
+        self.check_layers(gate.layer for gate in gates)
         now = Pass(prompt_lengths=prompt_lengths)
+        decisions = Decisions(now)
         with ExitStack() as stack:
             if by_place:
                 stack.enter_context(watch_arguments(self.decoder, now.see))
+            # Before the edits of the same block: a gate reads what the block itself gives.
+            for gate in gates:
+                hook = edit_output(self.blocks[gate.layer], _reader(gate, decisions))
+                stack.enter_context(hook)
             for place, edits in by_place.items():
                 counts = None if tally is None else tally.setdefault(place, PlaceTally())
-                stack.enter_context(self._hook(place, _edit_at(edits, now, counts)))
-            yield
+                stack.enter_context(self._hook(place, _edit_at(edits, now, decisions, counts)))
+            yield decisions
 
     def _hook(self, place: Place, edit: TensorEdit) -> RemovableHandle:
         if place == HEAD_INPUT:
@@ -165,28 +175,39 @@ class SteeredModel:
         return recorded
 
 
-def _edit_at(edits: list[EditTensor], now: Pass, counts: PlaceTally | None) -> TensorEdit:
+def _reader(gate: Gate, decisions: Decisions) -> TensorEdit:
+    def read(hidden: Tensor) -> Tensor:
+        decisions.read(gate, hidden)
+        return hidden
+
+    return read
+
+
+def _edit_at(
+    edits: list[EditTensor], now: Pass, decisions: Decisions, counts: PlaceTally | None
+) -> TensorEdit:
     placed: dict[torch.device, list[EditTensor]] = {}
     if counts is not None:
-        counts.gated |= all(edit.edit.gated for edit in edits)
+        counts.gated |= all(edit.edit.gated or edit.gate is not None for edit in edits)
 
     def edit(hidden: Tensor) -> Tensor:
         device = hidden.device
         if device not in placed:
             placed[device] = [replace(e, edit=on_device(e.edit, device)) for e in edits]
-        before, steered = hidden, None
+        before, note = hidden, None if counts is None else PassNote(now.real(hidden))
         for one in placed[device]:
-            columns = now.chosen(one.where, hidden)
+            asked = now.chosen(one.where, hidden)
+            columns = decisions.within(asked, one.gate, hidden)
             changed = one.edit(hidden)
             hidden = (
                 changed if columns is None else torch.where(columns[..., None], changed, hidden)
             )
-            if counts is not None:
-                real = now.real(hidden)
-                here = real if columns is None else columns
-                steered = here if steered is None else steered | here
-        if counts is not None and steered is not None:
-            counts.note(before, hidden, steered, now.numbers(hidden))
+            if note is not None:
+                note.edited(asked, columns, one.gate is not None and one.gate.by == TOKEN)
+            if counts is not None and one.gate is not None:
+                counts.rows += decisions.new_rows(one.gate, one.where)
+        if counts is not None and note is not None:
+            counts.note(before, hidden, note.steered, now.numbers(hidden), note.passed())
         return hidden
 
     return edit

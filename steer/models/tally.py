@@ -14,6 +14,41 @@ SINK_FACTOR = 10.0
 
 
 @dataclass
+class PassNote:
+    """Which columns, [batch, seq], the edits of one place steer in one pass.
+
+    Attributes:
+        real: Those that hold a token.
+        steered: By any edit.
+        asked: Those that gates by token were asked about; None where there are none.
+        opened: Those that they let pass.
+    """
+
+    real: Tensor
+    steered: Tensor = field(init=False)
+    asked: Tensor | None = None
+    opened: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.steered = torch.zeros_like(self.real)
+
+    def edited(self, asked: Tensor | None, columns: Tensor | None, by_token: bool) -> None:
+        """Note one edit of `columns`, out of those `asked`; None is every one."""
+        here = self.real if columns is None else columns & self.real
+        self.steered = self.steered | here
+        if by_token:
+            asked = self.real if asked is None else asked
+            self.asked = asked if self.asked is None else self.asked | asked
+            self.opened = here if self.opened is None else self.opened | here
+
+    def passed(self) -> Tensor | None:
+        """1 where a gate by token let one pass, 0 where it did not, NaN where none was asked."""
+        if self.asked is None or self.opened is None:
+            return None
+        return self.opened.float().masked_fill(~self.asked, torch.nan)
+
+
+@dataclass
 class PlaceTally:
     """One place's counts.
 
@@ -23,6 +58,8 @@ class PlaceTally:
         change: The same for the change.
         index: The same shapes: the number of each column's token in its row.
         gated: Whether an edit may decide to change nothing.
+        opened: As the norms, what `PassNote.passed` gives.
+        rows: [rows] bool, a tensor a batch: which of them gates by row let pass.
     """
 
     gated: bool = False
@@ -30,11 +67,21 @@ class PlaceTally:
     residual: list[Tensor] = field(default_factory=list)
     change: list[Tensor] = field(default_factory=list)
     index: list[Tensor] = field(default_factory=list)
+    opened: list[Tensor | None] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
 
-    def note(self, before: Tensor, after: Tensor, steered: Tensor, index: Tensor) -> None:
+    def note(
+        self,
+        before: Tensor,
+        after: Tensor,
+        steered: Tensor,
+        index: Tensor,
+        opened: Tensor | None = None,
+    ) -> None:
         """Count one pass; `steered` [batch, seq] says which columns to count."""
         self.passes += 1
         self.index.append(index)
+        self.opened.append(opened)
         # Kept on the device: reading a number out would make a GPU wait on every token.
         for norms, hidden in ((self.residual, before), (self.change, after - before)):
             norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
@@ -49,14 +96,15 @@ class PlaceTally:
         self._forget(lambda index: index < for_batch(starts.to(index.device), len(index))[:, None])
 
     def _forget(self, which: Callable[[Tensor], Tensor]) -> None:
-        for norms in (self.residual, self.change):
+        for norms in (self.residual, self.change, self.opened):
             for norm, index in zip(norms, self.index, strict=True):
-                norm.masked_fill_(which(index).to(norm.device), torch.nan)
+                if norm is not None:
+                    norm.masked_fill_(which(index).to(norm.device), torch.nan)
 
     def first_passes(self, passes: int) -> None:
         """Forget what came behind so many passes."""
         self.passes = min(self.passes, passes)
-        for kept in (self.residual, self.change, self.index):
+        for kept in (self.residual, self.change, self.index, self.opened):
             del kept[passes:]
 
     def add(self, other: "PlaceTally") -> None:
@@ -65,15 +113,26 @@ class PlaceTally:
         self.residual += other.residual
         self.change += other.change
         self.index += other.index
+        self.opened += other.opened
+        self.rows += other.rows
         self.gated |= other.gated
 
     def by_row(self) -> list["PlaceTally"]:
-        """The counts of each row of the batch; none where there was no pass."""
+        """The counts of each row, without what gates by row decided; none without a pass."""
         if not self.passes:
             return []
-        kept = (self.residual, self.change, self.index)
+        kept = (self.residual, self.change, self.index, self._every_opened())
         rows = zip(*(torch.cat(norms, dim=1).split(1) for norms in kept), strict=True)
         return [PlaceTally(self.gated, self.passes, *([part] for part in row)) for row in rows]
+
+    def _every_opened(self) -> list[Tensor]:
+        pairs = zip(self.opened, self.residual, strict=True)
+        return [torch.full_like(r, torch.nan) if o is None else o for o, r in pairs]
+
+    def usual_residual(self) -> float:
+        """Median norm before the change; 0 where nothing was counted."""
+        residual = self._numbers(self.residual)
+        return float(residual.median()) if len(residual) else 0.0
 
     def summary(self) -> dict[str, Any]:
         """Counts and mean |change| / |residual|; sinks count as tokens, not in the mean."""
@@ -87,7 +146,15 @@ class PlaceTally:
             "sinks": int((~usual).sum()),
             "dose": float(ratio.mean()) if len(ratio) else 0.0,
             "gated": self.gated,
+            **self._gates(),
         }
+
+    def _gates(self) -> dict[str, list[int]]:
+        """How many gates let pass, and of how many; nothing of a kind that there is not."""
+        tokens = [each for each in self.opened if each is not None]
+        rows = [each.float() for each in self.rows]
+        kinds = {"gate_rows": self._numbers(rows), "gate_tokens": self._numbers(tokens)}
+        return {name: [int(n.sum()), len(n)] for name, n in kinds.items() if len(n)}
 
     @staticmethod
     def _numbers(norms: list[Tensor]) -> Tensor:
