@@ -93,7 +93,7 @@ class Row:
     request: Request
     said: list[int] = field(default_factory=list)
     read: int = 0
-    steering: Sequence[Intervention] = ()
+    steering: Sequence[Intervention] = field(init=False)
 
     def __post_init__(self) -> None:
         self.steering = self.request.interventions
