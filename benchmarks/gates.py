@@ -58,7 +58,11 @@ def measured(model: SteeredModel, steps: Sequence[Intervention], others: Sequenc
 
 def main() -> None:
     """Print the measurement as JSON."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    given = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    given.add_argument("--quick", action="store_true", help="a detector of one layer only")
+    given.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = given.parse_args()
+    layers = LAYERS[-1:] if options.quick else LAYERS
     model, vectors = generated()
     on = rows_of("sentiment", "train", "question")
     off = rows_of("refusal", "train", "question") + rows_of("dogs", "generation", "input")
@@ -66,7 +70,7 @@ def main() -> None:
     held_out = rows_of("refusal", "valid", "question") + rows_of("dogs", "valid", "question")
     others = [CHAT.text(model.tokenizer, row["input"]) for row in held_out]
     with tempfile.TemporaryDirectory() as scratch:
-        found = make_detector(model, CHAT, on, off, Path(scratch), layers=LAYERS, rate=0.05)
+        found = make_detector(model, CHAT, on, off, Path(scratch), layers=layers, rate=0.05)
         settings: dict[str, dict[str, Any]] = {
             "no gate": {},
             "gate by row": {"gate": scratch},
@@ -85,7 +89,10 @@ def main() -> None:
     aurocs = {
         name: {by: one[by]["auroc"] for by in ("row", "token")} for name, one in found.items()
     }
-    print(json.dumps({"auroc": aurocs, **result}, indent=2))
+    text = json.dumps({"auroc": aurocs, **result}, indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

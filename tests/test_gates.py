@@ -218,6 +218,13 @@ def test_a_gate_behind_its_edit_is_refused():
         EditLayer(1, Add(VECTOR), gate=Gate(2, TOWARDS, 0.0))
 
 
+def test_a_gate_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="by row or token, along one direction"):
+        Gate(1, TOWARDS, 0.0, "layer")
+    with pytest.raises(ValueError, match=r"got 'row' and \[1, 16\]"):
+        Gate(1, TOWARDS[None], 0.0)
+
+
 def test_a_gate_by_row_needs_the_whole_prompt(tiny: SteeredModel):
     step, ids = gated(tiny, "row"), torch.tensor([PROMPTS[1]])
     with tiny.steering([step]), pytest.raises(ValueError, match="prompt_lengths"):

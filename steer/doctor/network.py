@@ -103,8 +103,7 @@ def _ids(patient: Patient, number: int) -> Tensor:
 
 def batches(patient: Patient) -> Iterator[Result]:
     """A batch of unequal rows gives what each row gives alone."""
-    edits, rows = patient.edits, patient.prompts
-    together = patient.logits(edits, rows)
+    edits, rows, together = patient.edits, patient.prompts, patient.steered
     alone = torch.cat([patient.logits(edits, [row]) for row in rows])
     apart = float((together - alone).abs().max() / alone.std().clamp_min(1e-12))
     lengths = ", ".join(str(len(row)) for row in rows)

@@ -21,7 +21,7 @@ from steer.vectors import read_metadata
 TEXTS = (
     "Tell me about your day.",
     "Why?",
-    "Describe a walk through a small town on a quiet morning in early autumn, in a few words.",
+    "Describe a walk through a small town on a quiet morning.",
 )
 NEW_TOKENS = 4
 
@@ -84,6 +84,16 @@ class Patient:
         lengths = torch.tensor([len(row) for row in rows], device=model.device)
         with model.steering(edits, prompt_lengths=lengths):
             return last_logits(model, rows, 1)[:, -1].float()
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """Those of the prompts without any edit."""
+        return self.logits([], self.prompts)
+
+    @cached_property
+    def steered(self) -> Tensor:
+        """Those of the prompts under what is in force."""
+        return self.logits(self.edits, self.prompts)
 
     @cached_property
     def tally(self) -> Tally:

@@ -15,7 +15,7 @@ from steer.method_files import field_names
 from steer.methods.caa import TrainCAA
 from steer.vectors.tensors import read_tensor
 
-PAIRS = 24
+PAIRS = 12
 # By how much the neighbour must be nearer; neighbours of a caa vector have cosines of 0.8 to 0.95.
 NEARER = 0.02
 # Below this the vector is not along what its pairs differ in, at any of the layers.

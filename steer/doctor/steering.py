@@ -19,7 +19,7 @@ from steer.models.interventions import cancels
 # Steered text mostly shows from a tenth of the residual on, and breaks towards all of it.
 FAINT, STRONG, ABSURD = 0.01, 0.5, 1.0
 GOOD_DOSE = 0.2
-PAIRS = 8
+PAIRS = 6
 # Logits that differ by less, in standard deviations of logits, are taken for the same.
 NOTHING = 1e-5
 # Area under the ROC curve; a coin has 0.5.
@@ -49,15 +49,14 @@ def strength(patient: Patient) -> Iterator[Result]:
 def zero(patient: Patient) -> Iterator[Result]:
     """At strength 0, and once steering is over, logits are the bare model's, bit for bit."""
     rows = patient.prompts
-    before = patient.logits([], rows)
-    nothing = []
+    before, nothing = patient.plain, []
     for method in patient.run.methods.values():
         if hasattr(method.half, "multipliers"):
             half = method.half
             silent = replace(half, multipliers=[0.0] * len(half.multipliers))
             nothing += silent.interventions(patient.ready, silent.load(patient.ready))
+    _ = patient.steered  # whatever it leaves behind is to be seen
     at_zero = patient.logits(nothing, rows)
-    patient.logits(patient.edits, rows)
     after = patient.logits([], rows)
     for what, found in (("strength 0 gives", at_zero), ("after steering there are", after)):
         if not torch.equal(before, found):
@@ -86,7 +85,7 @@ def fires(patient: Patient) -> Iterator[Result]:
             "see layers and positions; a block that is skipped or compiled away cannot be steered",
         )
         return
-    plain, steered = (patient.logits(edits, patient.prompts) for edits in ([], active))
+    plain, steered = patient.plain, patient.steered
     moved = float((plain - steered).abs().max() / plain.std().clamp_min(1e-12))
     counts = ", ".join(f"{place}: {_shown(c.summary())}" for place, c in tally.items())
     if moved <= NOTHING and not any(c.gated for c in tally.values()):

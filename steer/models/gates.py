@@ -39,6 +39,13 @@ class Gate:
     threshold: float
     by: str = ROW
 
+    def __post_init__(self) -> None:
+        if self.by not in (ROW, TOKEN) or self.direction.ndim != 1:
+            raise ValueError(
+                f"a gate is by {ROW} or {TOKEN}, along one direction [d_model]: got {self.by!r} "
+                f"and {list(self.direction.shape)}"
+            )
+
 
 def cosines(hidden: Tensor, direction: Tensor) -> Tensor:
     """Scores [...] of tokens [..., d_model], in float32; 0 where a token, or `direction`, is 0."""

@@ -96,7 +96,7 @@ class Row:
     said: list[int] = field(default_factory=list)
     read: int = 0
     tally: Tally = field(default_factory=dict)
-    steering: Sequence[Intervention] = ()
+    steering: Sequence[Intervention] = field(init=False)
 
     def __post_init__(self) -> None:
         self.steering = self.request.interventions
