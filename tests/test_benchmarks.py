@@ -23,6 +23,7 @@ NAMES = [
     "perplexity",
     "sta",
     "startup",
+    "sweep",
     SAE_ENCODE,
 ]
 
