@@ -9,6 +9,7 @@ from steer.vectors.exchange import (
     import_vectors,
 )
 from steer.vectors.store import (
+    annotate,
     Vectors,
     disagreement,
     load_bundle,
@@ -20,6 +21,7 @@ from steer.vectors.store import (
 
 __all__ = [
     "Vectors",
+    "annotate",
     "disagreement",
     "export_gguf",
     "export_safetensors",
