@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,9 +55,12 @@ here too and then hold for every method: layers=[12] multipliers=[-2]
 {keys}"""
 
 
+Main = Callable[[DictConfig], None]
+
+
 def script(
-    config_name: str, *, shared: bool = False
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    config_name: str, *, shared: bool = False, explain: Main | None = None
+) -> Callable[[Main], Callable[[], None]]:
     """Make a program of `main(cfg)` and hparams/Steer/<name>.yaml, whose keys `key=value` changes.
 
     A mistake of the user's ends it with one line and status 1; `STEER_TRACEBACK=1` shows all.
@@ -65,11 +68,12 @@ def script(
     Args:
         config_name: The file of the program's keys.
         shared: Whether it makes vectors, and several processes of a launcher can share its work.
+        explain: What --explain-config does, where the keys are not those of a run's config.
     """
 
-    def wrap(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def wrap(main: Main) -> Callable[[], None]:
         def run() -> None:
-            job = _job(_explain if EXPLAIN in sys.argv else main, shared)
+            job = _job((explain or _explain) if EXPLAIN in sys.argv else main, shared)
             with_config = hydra.main(
                 version_base="1.3", config_path=str(_shipped()), config_name=config_name
             )
@@ -140,7 +144,7 @@ def _short(file: Path) -> str:
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 
 
-def _job(main: Callable[[DictConfig], None], shared: bool) -> Callable[[DictConfig], None]:
+def _job(main: Main, shared: bool) -> Main:
     def job(cfg: DictConfig) -> None:
         _start_logging()
         try:
@@ -154,7 +158,7 @@ def _job(main: Callable[[DictConfig], None], shared: bool) -> Callable[[DictConf
     return job
 
 
-def _run(main: Callable[[DictConfig], None], cfg: DictConfig, shared: bool) -> None:
+def _run(main: Main, cfg: DictConfig, shared: bool) -> None:
     if processes.count() == 1:
         main(cfg)
     elif not shared:
@@ -229,15 +233,9 @@ def _origins(cfg: DictConfig) -> dict[str, str]:
 
 def _explain(cfg: DictConfig) -> None:
     """Print where each value of the run comes from."""
-    from rich.console import Console
-    from rich.table import Table
-
     from steer.settings import Run
 
-    table = Table(title="Settings of this run")
-    for header in ("key", "value", "comes from"):
-        table.add_column(header, overflow="fold")
-    listed: set[str] = set()
+    listed: dict[str, tuple[Any, str]] = {}
     for phase in ("generate", "apply"):
         run = Run.of(cfg, phase)
         values: dict[str, Any] = redacted(run.as_dict())
@@ -249,7 +247,18 @@ def _explain(cfg: DictConfig) -> None:
         )
         for key, origin in run.origin.items():
             shown = f"{phase}: {key}" if "." in key else key
-            if shown not in listed:
-                listed.add(shown)
-                table.add_row(shown, str(flat[key]), origin)
+            listed.setdefault(shown, (flat[key], origin))
+    show_settings(listed)
+
+
+def show_settings(listed: Mapping[str, tuple[Any, str]]) -> None:
+    """Print each key's value, and where it comes from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Settings of this run")
+    for header in ("key", "value", "comes from"):
+        table.add_column(header, overflow="fold")
+    for key, (value, origin) in listed.items():
+        table.add_row(key, str(value), origin)
     Console().print(table)

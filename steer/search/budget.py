@@ -17,11 +17,17 @@ class Budget:
         tokens: Counts instead of minutes where given: each column of each pass, padding too, and
             also of passes that skip blocks or stop early.
         spent: By earlier runs that this one goes on from.
+
+    Attributes:
+        total: Seconds or tokens.
+        unit: Which of the two.
+        phases: What each part of the work took, in this run.
     """
 
     def __init__(self, minutes: float, tokens: int | None = None, spent: float = 0.0) -> None:
         self.total = float(tokens) if tokens else 60.0 * minutes
         self.unit = "tokens" if tokens else "seconds"
+        self.phases: dict[str, float] = {}
         self._before, self._began, self._tokens = spent, time.monotonic(), 0
 
     @property
@@ -33,6 +39,11 @@ class Budget:
     def left(self, share: float = 1.0) -> float:
         """What is left of the first `share` of it; 0 where that is spent."""
         return max(share * self.total - self.spent, 0.0)
+
+    def note(self, phase: str) -> None:
+        """What was spent since the last note was spent on `phase`."""
+        before = self._before + sum(self.phases.values())
+        self.phases[phase] = self.phases.get(phase, 0.0) + self.spent - before
 
     @contextmanager
     def counting(self, model: SteeredModel) -> Iterator[None]:

@@ -79,7 +79,7 @@ class Workshop:
         self.model, self.layers = model, list(layers)
         model.check_layers(layers)
         self.appliers: dict[str, Applier] = {}
-        for method in settings.methods:
+        for method in settings.chosen:
             run = Run.of(self._config(method, "apply"), "apply")
             (entry,) = run.methods.values()
             self.appliers[method] = entry.half
@@ -147,7 +147,7 @@ class Workshop:
     def grid(self) -> list[Candidate]:
         """Every setting, coarse ones first: each beginning of the list is spread over all."""
         settings, found = self.settings, []
-        for m, method in enumerate(settings.methods):
+        for m, method in enumerate(settings.chosen):
             layers = self.layers_of(method)
             doses = settings.doses if self._is_relative(method) else FACTORS
             for i, layer in enumerate(coarse_to_fine(len(layers))):

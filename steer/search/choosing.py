@@ -37,8 +37,12 @@ def choose(
     answers: Answers,
     limits: Limits,
     at_once: int,
+    left_over: Callable[[], float],
 ) -> Chosen:
-    """Answer with the best, `at_once` settings at a time, until some are within the limits."""
+    """Answer with the best, `at_once` settings at a time, until some are within the limits.
+
+    Or until nothing is left over for it.
+    """
     damages: dict[Candidate, Damage] = {}
     able = [one for one in finalists if one.mean > 0 and one.kl <= limits.max_kl]
     if not able:
@@ -51,7 +55,7 @@ def choose(
         prices, _ = answers.damage(names, settings, [one.kl for one in some])
         damages |= {one.candidate: price for one, price in zip(some, prices, strict=True)}
         good = [one for one in some if not damages[one.candidate].over(limits)]
-        if good:
+        if good or not left_over():
             break
     if not good:
         over = damages[able[0].candidate].over(limits)

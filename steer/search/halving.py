@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 3  # one of so many
 FIRST_PAIRS, FIRST_TEXTS = 6, 2
-FINALISTS = 8
+FINALISTS, FEWEST = 8, 3
 # A divergence measured on a few texts may be off by as much.
 SLACK = 1.5
 
@@ -107,6 +107,7 @@ def halve(
     interventions: Callable[[Candidate], list[Intervention]],
     judge: Judge,
     max_kl: float,
+    left_over: Callable[[], float],
 ) -> tuple[list[Tried], list[Tried]]:
     """Try `candidates`; all that was found, and of them those that came through, best first.
 
@@ -115,14 +116,21 @@ def halve(
         interventions: What each does.
         judge: Has the pairs and texts.
         max_kl: In nats a token.
+        left_over: What may still be spent on this: where the machine is slower than it was when
+            `candidates` were counted, fewer come through.
     """
     steps = rungs(len(candidates), len(judge.pairs), len(judge.texts))
     tried = left = [Tried(candidate) for candidate in candidates]
-    before = Rung(0, 0, 0)
+    before, cost = Rung(0, 0, 0), 0.0
     with tqdm(total=sum(r.settings for r in steps), desc="trying settings", unit="setting") as bar:
         for number, rung in enumerate(steps):
-            left = left[: rung.settings]
+            room = left_over()
+            work = rung.pairs - before.pairs + rung.texts - before.texts
+            most = max(int(room / (cost * work)), FEWEST) if number and cost else rung.settings
+            most = most if room else FEWEST
+            left = left[: min(rung.settings, most)]
             _try(left, interventions, judge, before, rung)
+            cost = (room - left_over()) / (len(left) * work)
             slack = 1.0 if number == len(steps) - 1 else SLACK
             left = sorted(left, key=lambda one, most=slack * max_kl: _place(one, most))
             before = rung

@@ -10,6 +10,7 @@ from steer.search.judging import Judge
 
 # Shares of the budget. What is left goes to the verdict.
 READING, TRYING, CHOOSING, ANSWERING, VERDICT = 0.2, 0.3, 0.1, 0.15, 0.12
+TRIED_BY, ANSWERED_BY = 0.55, 0.75
 # A steered pass skips the blocks below; how much of one is left, about, layers taken together.
 STEERED = 0.65
 # A token that is generated costs so many that are read: weights are fetched for few rows.

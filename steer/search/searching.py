@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from steer.search.damage import Answers, harmless_prompts
 from steer.search.finding import Found
 from steer.search.halving import halve
 from steer.search.judging import Judge, neutral_texts
-from steer.search.planning import Plan, plan
+from steer.search.planning import ANSWERED_BY, TRIED_BY, Plan, plan
 from steer.search.settings import SearchSettings
 from steer.search.shifts import examples
 from steer.search.splitting import Splits, split
@@ -46,19 +47,21 @@ class Data:
     """What a search is about.
 
     Attributes:
-        name: Of the data set.
+        source: The data set as it was given: a name, or a file.
+        name: As it is called.
         rows: Contrastive pairs.
         held_out: Pairs for the verdict; none where part of `rows` is to be.
         inputs: Users' texts to answer.
     """
 
+    source: str
     name: str
     rows: Sequence[Row]
     held_out: Sequence[Row]
     inputs: Sequence[str]
 
     @classmethod
-    def of(cls, settings: SearchSettings, name: str, rows: Sequence[Row]) -> "Data":
+    def of(cls, settings: SearchSettings, source: str, name: str, rows: Sequence[Row]) -> "Data":
         """The same with what belongs to it by its name, or by the settings."""
         loader = DatasetLoader(source=settings.data_source, fields=settings.train_fields)
         held_out: list[Row] = []
@@ -72,7 +75,9 @@ class Data:
         else:
             asked = DatasetLoader(source=settings.data_source).load_file(prompts, "generation")
             given = [input_of(row, n) for n, row in enumerate(asked, start=1)]
-        return cls(name, rows, held_out, [text for text in dict.fromkeys(given) if text.strip()])
+        return cls(
+            source, name, rows, held_out, [text for text in dict.fromkeys(given) if text.strip()]
+        )
 
 
 def search(settings: SearchSettings, data: Data, model: SteeredModel) -> dict[str, Any]:
@@ -98,10 +103,11 @@ def search(settings: SearchSettings, data: Data, model: SteeredModel) -> dict[st
         with budget.counting(bare), remembered_readings():
             running = _Search(settings, data, bare, Store(journal, budget), folder)
             found, splits = running.run()
-        cost = {"unit": budget.unit, "total": budget.total, "spent": budget.spent}
+        cost: dict[str, Any] = {"unit": budget.unit, "total": budget.total}
+        cost |= {"spent": budget.spent, "phases": budget.phases}
         cost["seconds"] = time.monotonic() - began
         result = redacted(found.as_dict(running.workshop, splits, cost))
-        result["fingerprint"] = fingerprint(about)
+        result |= {"source": data.source, "fingerprint": fingerprint(about)}
         write_json(folder / FINDING, result)
         journal.done()
     return result
@@ -141,6 +147,7 @@ class _Search:
         whole = split(self.data.rows, self.data.held_out, settings.seed)
         grid = workshop.grid()
         sizes = self._plan(whole, len(grid))
+        self.budget.note("planning")
         splits = Splits(
             whole.train[: sizes.train],
             whole.select[: sizes.select],
@@ -157,14 +164,20 @@ class _Search:
             method: workshop.train(method, splits.train, _layers(method, candidates))
             for method in dict.fromkeys(one.method for one in candidates)
         }
+        self.budget.note("training")
 
         def interventions(candidate: Candidate) -> list[Intervention]:
             return workshop.interventions(candidate, vectors[candidate.method])
 
         judge = self._judge(splits.select, 0, "select")
-        tried, finalists = halve(candidates, interventions, judge, settings.max_kl)
+        left_over = partial(self.budget.left, TRIED_BY)
+        tried, finalists = halve(candidates, interventions, judge, settings.max_kl, left_over)
+        self.budget.note("trying settings")
         answers = self._answers(0, sizes.prompts, "select")
-        chosen = choose(finalists, interventions, answers, settings.limits, sizes.checked)
+        left_over = partial(self.budget.left, ANSWERED_BY)
+        given = (answers, settings.limits, sizes.checked, left_over)
+        chosen = choose(finalists, interventions, *given)
+        self.budget.note("answering")
         if chosen.pick is None:
             return Found(tried, finalists, chosen, Verdict.nothing(chosen.reason), [], None), splits
         return self._judged(tried, finalists, chosen, splits, sizes), splits
@@ -197,8 +210,9 @@ class _Search:
         place, vectors = self.workshop.write(pick, rows, self.folder / "vectors")
         setting = self.workshop.interventions(pick, vectors)
         judge = self._judge(splits.verdict, 1, "verdict")
+        self.budget.note("training")
         verdict = Court(self.workshop, judge, rows, self.budget).effect(pick, setting)
-        shown: list[dict[str, Any]] = []
+        self.budget.note("verdict and controls")
         answers = self._answers(1, sizes.prompts, "verdict")
         names, settings = [f"{pick}, refitted"], [setting]
         kls = judge.divergences(names, settings, 0, len(judge.texts))
@@ -210,6 +224,7 @@ class _Search:
         few = [some[:SHOWN] for some in made]
         others = few[2] if turned else []
         shown = examples(self.model, answers.inputs[:SHOWN], few[0], few[1], others, setting)
+        self.budget.note("price")
         values = self.workshop.values(pick)
         annotate(place, {"recommended": values, "verdict": asdict(verdict)})
         _write_method_file(place, pick, values)

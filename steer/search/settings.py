@@ -15,6 +15,7 @@ from steer.secrets import refuse_secrets
 
 # Methods that learn from pairs: what a search can compare.
 TRAINABLE = [name for name, row in METHODS_CLASS_DICT.items() if hasattr(row.get("train"), "train")]
+USUAL = ["caa", "pca", "probe"]
 DOSES = [0.04, 0.08, 0.12, 0.17, 0.24, 0.34]
 
 
@@ -48,7 +49,8 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
             own held-out file, else a quarter of the pairs.
         generation_data: Prompts to answer; where null those of the data set, else its questions.
         data_source: `file`, `hub`, `sample` or `auto`.
-        methods: To compare; each as its shipped method files say.
+        methods: To compare, each as its shipped method files say. Null is caa, pca and probe; for
+            a bake-off all that learn from pairs.
         layers: Decoder blocks; evenly spaced ones where null, as many as the budget allows.
         doses: Strengths, as shares of the layer's residual norm. Methods that do not add a vector
             take multiples of what their method file says instead.
@@ -69,7 +71,7 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
     verdict_dataset: str | None = None
     generation_data: str | None = None
     data_source: str = "auto"
-    methods: list[str] = field(default_factory=lambda: ["caa", "pca", "probe"])
+    methods: list[str] | None = None
     layers: list[int] | None = None
     doses: list[float] = field(default_factory=lambda: list(DOSES))
     positions: list[str] = field(default_factory=lambda: ["all"])
@@ -85,14 +87,13 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
         super().__post_init__()
         pick("data_source", self.data_source, dict.fromkeys(SOURCES))
         check_batch_size(self.batch_size)
-        for name in self.methods:
+        for name in self.chosen:
             pick("method to search", name, dict.fromkeys(TRAINABLE))
         for name in self.positions:
             pick("positions", name, POSITIONS)
         for name in ("steer_train_dataset", "methods", "doses", "positions"):
-            check_value(
-                name, getattr(self, name), "a list of one or more", bool(getattr(self, name))
-            )
+            value = getattr(self, name)
+            check_value(name, value, "a list of one or more", value is None or bool(value))
         check_value("doses", self.doses, "numbers above 0", all(dose > 0 for dose in self.doses))
         check_value("layers", self.layers, "null or one or more", self.layers != [])
         check_value("budget_minutes", self.budget_minutes, "above 0", self.budget_minutes > 0)
@@ -122,6 +123,13 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
         more = {k: v for k, v in values.items() if k not in known and k in halves}
         given = {k: v for k, v in values.items() if k not in more}
         return build(cls, {**given, "more": more}, origin), origin
+
+    @property
+    def chosen(self) -> list[str]:
+        """The methods."""
+        if self.methods is not None:
+            return self.methods
+        return TRAINABLE if self.bake_off else USUAL
 
     @property
     def source(self) -> ModelSource:

@@ -92,11 +92,14 @@ def _parts(rows: Sequence[Row], shares: dict[str, float], seed: int) -> dict[str
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The same pairs, each turned round with an even chance."""
-    dice = random.Random(seed)
+    """The same pairs, half of them turned round, drawn at random.
+
+    Exactly half: what the labels have taught is then gone, and not a chance part of it left.
+    """
+    turned = set(random.Random(seed).sample(range(len(rows)), len(rows) // 2))
     return [
         {**row, "matching": row["not_matching"], "not_matching": row["matching"]}
-        if dice.random() < 0.5
+        if number in turned
         else row
-        for row in rows
+        for number, row in enumerate(rows)
     ]

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 CONTROLS = 20
 FEWEST_CONTROLS = 10
 CONTROL_PAIRS, FEWEST_CONTROL_PAIRS = 24, 6
+# The share of the budget that trainings on shuffled labels may take.
+SHUFFLING = 0.15
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,12 @@ class Court:
 
     def _shuffles(self, candidate: Candidate, count: int) -> list[list[Intervention]]:
         """The same method, taught by pairs that are turned round at random."""
-        found, method = [], candidate.method
+        found, method, began = [], candidate.method, self.budget.spent
         for seed in range(count):
-            began = self.budget.spent
             rows = shuffled(self.rows, seed)
             vectors = self.workshop.train(method, rows, [candidate.layer])
             found.append(self.workshop.interventions(candidate, vectors))
-            cost = self.budget.spent - began
-            if len(found) >= FEWEST_CONTROLS // 2 and cost > 0.25 * self.budget.left():
+            if self.budget.spent - began > SHUFFLING * self.budget.total:
                 log.info("%d trainings on shuffled labels: there is no time for more", len(found))
                 break
         return found

@@ -9,8 +9,8 @@ from steer.vectors.exchange import (
     import_vectors,
 )
 from steer.vectors.store import (
-    annotate,
     Vectors,
+    annotate,
     disagreement,
     load_bundle,
     load_vectors,
