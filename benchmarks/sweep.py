@@ -3,9 +3,9 @@
     python benchmarks/sweep.py
     python benchmarks/sweep.py --layers 2 --repetitions 9
 
-`margins`: likelihoods of the answers of held-out pairs under every setting; the loop reads every row
-whole for each setting, in passes of as many rows. `answers`: greedy answers; the loop is one call of
-`generate_batches` for each setting. Answers must have the same tokens, likelihoods must agree.
+`margins`: likelihoods of the answers of held-out pairs under every setting; the loop reads every
+row whole for each setting, in passes of as many rows. `answers`: greedy answers; the loop is one
+call of `generate_batches` for each setting. Both must give the same.
 """
 
 import torch

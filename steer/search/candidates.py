@@ -9,8 +9,8 @@ from transformers import set_seed
 
 from steer.datasets import Row
 from steer.generator import BaseVectorGenerator
-from steer.method_files import field_names, shipped_file
-from steer.methods import Applier, Context
+from steer.method_files import PATHS, field_names, shipped_file
+from steer.methods import METHODS_CLASS_DICT, Applier, Context
 from steer.models import Intervention, SteeredModel
 from steer.search.settings import SearchSettings
 from steer.settings import Run
@@ -85,8 +85,10 @@ class Workshop:
             self.appliers[method] = entry.half
 
     def _config(self, method: str, phase: str, **more: Any) -> dict[str, Any]:
-        key = {"generate": "steer_train_hparam_paths", "apply": "apply_steer_hparam_paths"}[phase]
-        return {**self.settings.for_methods(), key: [shipped_file(method, phase)], **more}
+        known = set().union(*map(field_names, METHODS_CLASS_DICT[method].values()))  # type: ignore[arg-type]
+        given = {k: v for k, v in self.settings.more.items() if k in known}
+        paths = {PATHS[phase]: [shipped_file(method, phase)]}
+        return {**self.settings.of_every_run(), **given, **paths, **more}
 
     def layers_of(self, method: str) -> list[int | None]:
         """Blocks to choose from: those of the search, or of the method's file.

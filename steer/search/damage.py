@@ -109,7 +109,7 @@ class Answers:
     def damage(
         self, names: Sequence[str], settings: Sequence[Setting], kls: Sequence[float]
     ) -> tuple[list[Damage], list[list[Answer]]]:
-        """The price of each setting, given its KL; and the answers, of which the unsteered come first."""
+        """The price of each setting, given its KL; and the answers, the unsteered ones first."""
         answers = self.of([UNSTEERED, *names], [[], *settings])
         figures = [self._figures(some) for some in answers]
         plain, *steered = zip(self._surprises(answers), figures, strict=True)

@@ -46,7 +46,7 @@ class Judge:
         self.texts: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
 
     def margins(self, pairs: Sequence[Pair], settings: Sequence[Setting]) -> Tensor:
-        """Log P(matching) - log P(not_matching), in nats, [1 + settings, pairs]; first unsteered."""
+        """Log P(matching) - log P(not_matching), [1 + settings, pairs]; the first unsteered."""
         prompts = [pair.prompt for pair in pairs]
         answers = [pair.matching for pair in pairs] + [pair.not_matching for pair in pairs]
         sweep = Sweep(self.model, prompts * 2, answers, self.batch_size)

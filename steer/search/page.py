@@ -14,8 +14,10 @@ from steer.search.plots import as_png, as_svg, can_draw, drawings
 PAGE = "report.html"
 CONFIG = "hparams/Steer/search.yaml"
 CAPTIONS = {
-    "pareto": "Every setting: what it does against what it costs. Bars are 95 % intervals of those that came through.",
-    "heat map": "Layer by dose, on the pairs each setting was tried on; × is over the limit on KL, the ring is the pick.",
+    "pareto": "Every setting: what it does against what it costs. Bars are 95 % intervals of those "
+    "that came through.",
+    "heat map": "Layer by dose, on the pairs that each setting was tried on; x is over the limit "
+    "on KL, the ring is the pick.",
     "controls": "The pick on unseen pairs, its sign turned, and the controls.",
 }
 

@@ -54,7 +54,7 @@ def log_likelihood(scored: Scored) -> Tensor:
 
 
 def kl_sum(scored: Scored) -> Tensor:
-    """KL(unsteered || steered) summed over the predictions made from the prompt's end on; [rows]."""
+    """KL(unsteered || steered), summed over what is predicted from the prompt's end on; [rows]."""
     each = (scored.plain.exp() * (scored.plain - scored.log_probs)).sum(-1)
     made = torch.cat([scored.mask, scored.mask.new_ones(len(each), 1)], dim=1)
     return each.masked_fill(~made, 0).sum(-1)

@@ -153,7 +153,7 @@ def _heat_map(axes: "Axes", finding: Finding) -> None:
         place = doses.index(one["dose"]) + 0.5, layers.index(one["layer"]) + 0.5
         over = one["kl"] > finding["limits"]["max_kl"]
         colour = "white" if abs(one["effect"]) > 0.6 * largest else "black"
-        said = f"{one['effect']:+.1f}" + (" ×" if over else "")
+        said = f"{one['effect']:+.1f}" + (" x" if over else "")
         axes.text(*place, said, ha="center", va="center", fontsize=8, color=colour)
         if finding["pick"] is not None and _same(one, finding["pick"]):
             axes.scatter(*place, s=900, facecolors="none", edgecolors=INK, linewidths=1.5)

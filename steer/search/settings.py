@@ -61,7 +61,7 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
         output_dir: Where report and vectors go, in a folder for each data set.
         bake_off: Search for each method by itself, with an equal share of the budget.
         resume: Go on where a killed run of the same settings stopped.
-        more: Keys of method files, which hold for every method.
+        more: Keys of method files, which hold for every method that has them.
     """
 
     seed: int = 42
@@ -146,7 +146,7 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
         """The price that steering may have."""
         return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
-    def for_methods(self) -> Mapping[str, Any]:
+    def of_every_run(self) -> Mapping[str, Any]:
         """Keys of a run's config that are the same for every method."""
         names = (*field_names(ModelSource), *field_names(ChatFormat), "seed", "batch_size")
-        return {name: getattr(self, name) for name in names} | self.more
+        return {name: getattr(self, name) for name in names}

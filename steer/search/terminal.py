@@ -12,6 +12,8 @@ from steer.build import read_yaml
 from steer.search import wording
 from steer.search.page import CONFIG
 
+# Shifts weaker than this, of 1, have no colour: a terminal has no shades.
+BRIGHT = 0.25
 STYLES = {"up": "green", "down": "dark_orange"}
 
 
@@ -63,11 +65,11 @@ def _finalists(finding: Mapping[str, Any]) -> Table:
 
 
 def _example(example: Mapping[str, Any]) -> Table:
-    """Answers one below the other; tokens coloured by their shift, the first that differs reversed."""
+    """Answers one below the other; tokens coloured by their shift."""
     table = Table(show_header=False, title=Text(example["input"]))
     steered = Text()
     for token in wording.tokens(example):
-        style = STYLES.get(token["kind"], "") if float(token["strength"]) > 0.15 else ""
+        style = STYLES.get(token["kind"], "") if token["strength"] > BRIGHT else ""
         steered.append(token["text"], f"{style} reverse".strip() if token["first"] else style)
     table.add_row("unsteered", Text(example["unsteered"]))
     table.add_row("steered", steered)

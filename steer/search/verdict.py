@@ -1,4 +1,4 @@
-"""Is it real: the setting that was chosen, on pairs that nothing was chosen by, against controls."""
+"""Is it real: what was chosen, on pairs that nothing was chosen by, against controls."""
 
 import logging
 from collections.abc import Sequence

@@ -1,11 +1,16 @@
 """What a finding says, in words and numbers, for a page and for a terminal alike."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 Finding = Mapping[str, Any]
 # How much likelier a token must become to be drawn at full strength, in nats.
 FULL = 4.0
+# Below this share of it, nothing is drawn.
+VISIBLE = 0.05
+# Keys that decide nothing of a search.
+UNSAID = ("device", "resume")
 PROGRAM = "python -m steer.search"
 
 
@@ -19,11 +24,7 @@ def headline(finding: Finding) -> str:
     pick, verdict = finding["pick"], finding["verdict"]
     if pick is None:
         return "No setting works"
-    return (
-        f"It works: {named(pick)}"
-        if verdict["works"]
-        else f"No setting works: the best one was {named(pick)}"
-    )
+    return f"{'It works:' if verdict['works'] else 'No setting works; the best was'} {named(pick)}"
 
 
 def named(pick: Mapping[str, Any]) -> str:
@@ -52,28 +53,27 @@ def facts(finding: Finding) -> list[tuple[str, str, str]]:
         found.append(("steered the other way", measured(turned), "nats: the sign turned"))
     for kind, values in verdict["controls"].items():
         beaten = sum(verdict["on_control_pairs"] > value for value in values)
-        note = f"beaten, at most {max(values):+.2f} nats on {verdict['control_pairs']} pairs, where the pick has {verdict['on_control_pairs']:+.2f}"
+        note = (
+            f"beaten: at most {max(values):+.2f} nats on {verdict['control_pairs']} pairs, where "
+            f"the pick has {verdict['on_control_pairs']:+.2f}"
+        )
         found.append((kind, f"{beaten} of {len(values)}", note))
-    if damage is not None:
-        found += [
-            ("KL on neutral text", f"{damage['kl']:.3f}", "nats a token; 0 changes nothing"),
-            (
-                "perplexity of answers",
-                f"x {damage['perplexity_ratio']:.2f}",
-                f"steered / unsteered, {damage['prompts']} prompts",
-            ),
-            (
-                "repetition",
-                f"{damage['repetition']:+.1%}",
-                "3-grams that are repeats, more than unsteered",
-            ),
-            (
-                "harmless prompts refused",
-                f"{damage['refusal']:+.0%}",
-                f"more than unsteered, of {damage['harmless']}",
-            ),
-        ]
-    return found
+    return found + _price(damage) if damage is not None else found
+
+
+def _price(damage: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    prompts, harmless = damage["prompts"], damage["harmless"]
+    ratio, repeats = f"x {damage['perplexity_ratio']:.2f}", f"{damage['repetition']:+.1%}"
+    return [
+        ("KL on neutral text", f"{damage['kl']:.3f}", "nats a token; 0 changes nothing"),
+        ("perplexity of answers", ratio, f"steered / unsteered, {prompts} prompts"),
+        ("repetition", repeats, "3-grams that are repeats, more than unsteered"),
+        (
+            "harmless prompts refused",
+            f"{damage['refusal']:+.0%}",
+            f"more than unsteered, of {harmless}",
+        ),
+    ]
 
 
 def finalists(finding: Finding) -> list[dict[str, Any]]:
@@ -98,36 +98,33 @@ def _finalist(one: Mapping[str, Any], pick: Mapping[str, Any] | None) -> dict[st
 def limits(finding: Finding) -> str:
     """The price that steering may have."""
     most = finding["limits"]
+    repeats, refusal = f"{most['max_repetition']:.0%}", f"{most['max_refusal']:.0%}"
     return (
-        f"Limits: KL {most['max_kl']:g} nats a token, perplexity x {most['max_perplexity_ratio']:g}, "
-        f"repetition +{most['max_repetition']:.0%}, refusal of harmless prompts +{most['max_refusal']:.0%}."
+        f"Limits: KL {most['max_kl']:g} nats a token, perplexity x "
+        f"{most['max_perplexity_ratio']:g}, repetition +{repeats}, refusal of harmless prompts "
+        f"+{refusal}."
     )
 
 
-def band(finding: Finding) -> str:
-    """The good settings, in one line."""
-    names = [one["name"] for one in finding["finalists"] if one["in_band"]]
-    return "; ".join(names) if names else "none"
-
-
 def tokens(example: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each token of a steered answer: `text`, `kind` (up, down or none), `strength`, `note`, `first`."""
+    """Each token of a steered answer, to be drawn.
+
+    `text`; `kind`, up, down or nothing; `strength`, 0 to 1; `note`; `first`, whether it is the
+    first that differs from the unsteered answer.
+    """
     found = []
     for number, token in enumerate(example["tokens"]):
-        shift = token["steered"] - token["unsteered"]
+        steered, unsteered = token["steered"], token["unsteered"]
+        shift = steered - unsteered
         strength = min(abs(shift) / FULL, 1.0)
-        note = f"log P {token['unsteered']:.2f} unsteered, {token['steered']:.2f} steered ({shift:+.2f})"
-        kind = ("up" if shift > 0 else "down") if strength >= 0.05 else ""
-        first = number == example["first_difference"]
-        found.append(
-            {
-                "text": token["text"],
-                "kind": kind,
-                "strength": f"{0.65 * strength:.2f}",
-                "note": note,
-                "first": first,
-            }
-        )
+        one = {
+            "text": token["text"],
+            "kind": ("up" if shift > 0 else "down") if strength >= VISIBLE else "",
+            "strength": round(strength, 2),
+            "note": f"log P {unsteered:.2f} unsteered, {steered:.2f} steered ({shift:+.2f})",
+            "first": number == example["first_difference"],
+        }
+        found.append(one)
     return found
 
 
@@ -139,48 +136,44 @@ def commands(finding: Finding, defaults: Mapping[str, Any]) -> list[tuple[str, s
         defaults: Key -> what the shipped config says.
     """
     given = finding["settings"]
-    changed = {
-        k: v
-        for k, v in given.items()
-        if k not in ("more", "device", "resume") and v != defaults.get(k, v)
-    }
-    changed |= given["more"] | {"steer_train_dataset": [finding["dataset"]]}
-    if finding["source"] != finding["dataset"]:
-        changed["steer_train_dataset"] = [finding["source"]]
-    words = [PROGRAM, *(f"{key}={_spelt(value)}" for key, value in changed.items())]
-    found = [("Search again:", " ".join(words))]
+    changed = {"steer_train_dataset": finding["source"]} | given["more"]
+    changed |= {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+    changed = {k: v for k, v in changed.items() if k not in UNSAID}
+    found = [("Search again:", _typed(PROGRAM, changed))]
     if finding["folder"] is not None:
-        method, folder = finding["pick"]["method"], finding["folder"]
-        apply = f"python vectors_apply.py model_name_or_path={given['model_name_or_path']} apply_steer_hparam_paths=[{folder}/apply_{method}.yaml] steer_vector_load_dir=[{folder}] report=full"
-        found.append(("Answer with the pick:", apply))
+        folder = finding["folder"]
+        use = {
+            "model_name_or_path": given["model_name_or_path"],
+            "apply_steer_hparam_paths": [f"{folder}/apply_{finding['pick']['method']}.yaml"],
+            "steer_vector_load_dir": [folder],
+        }
+        found.append(("Answer with the pick:", _typed("python vectors_apply.py", use)))
     return found
+
+
+def _typed(program: str, values: Mapping[str, Any]) -> str:
+    words = [shlex.quote(f"{key}={_spelt(value)}") for key, value in values.items()]
+    return " ".join([program, *words])
 
 
 def _spelt(value: Any) -> str:
     if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return {None: "null", True: "true", False: "false", "": "''"}.get(value, str(value))
+        return f"[{','.join(map(_spelt, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def notes(finding: Finding) -> list[str]:
-    """What the finding rests on."""
+    """What this finding rests on."""
     data, budget, model = finding["data"], finding["budget"], finding["model"]
-    tried, pairs = (
-        len(finding["tried"]),
-        f"{data['train']} pairs to learn from, {data['select']} to choose by, {data['verdict']} for the verdict ({data['source']})",
-    )
-    unit = budget["unit"]
-    found = [
-        f"{pairs}; no question is in two of them. The pick's vector was made anew of the first two.",
-        f"{tried} settings tried by successive halving; budget {budget['total']:.0f} {unit}, spent {budget['spent']:.0f}.",
-        "Effect: change of log P(matching answer) - log P(not matching), in nats a pair; 95 % intervals by bootstrap over pairs.",
-        "Dose: length of what is added over the layer's median residual norm; of methods that add no vector, a multiple of their method file's strength.",
-        "Controls: random vectors of the same length; the same method taught by pairs half of which are turned round. It works where the interval is above 0, every control is beaten, and the price is within the limits.",
-        f"Model {model['id']}, {model['architecture']}, {model['num_layers']} layers, {model['dtype']}; peak memory {finding['peak_mib']:.0f} MiB.",
+    unit, tried = budget["unit"], len(finding["tried"])
+    phases = ", ".join(f"{name} {spent:.0f}" for name, spent in budget["phases"].items())
+    return [
+        f"{data['train']} pairs to learn from, {data['select']} to choose by, {data['verdict']} "
+        f"for the verdict ({data['source']}).",
+        f"{tried} settings tried; budget {budget['total']:.0f} {unit}, spent "
+        f"{budget['spent']:.0f}: {phases}.",
+        f"Model {model['id']}, {model['architecture']}, {model['num_layers']} layers, "
+        f"{model['dtype']}; peak memory {finding['peak_mib']:.0f} MiB.",
     ]
-    return found
-
-
-def phases(finding: Finding) -> Sequence[tuple[str, float]]:
-    """What each part of the search took, in its budget's unit."""
-    return list(finding["budget"]["phases"].items())
