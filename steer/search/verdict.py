@@ -21,9 +21,13 @@ from steer.search.splitting import shuffled
 
 log = logging.getLogger(__name__)
 
+RANDOM, SHUFFLED = "random vectors", "shuffled labels"
 CONTROLS = 20
 FEWEST_CONTROLS = 10
 CONTROL_PAIRS, FEWEST_CONTROL_PAIRS = 24, 6
+# A control beats the setting where its effect is larger by this part: some methods learn the same
+# direction whatever the labels say, and then rounding alone would decide.
+TIE = 0.05
 # The share of the budget that trainings on shuffled labels may take.
 SHUFFLING = 0.15
 
@@ -49,8 +53,8 @@ class Verdict:
     """Whether a setting works.
 
     Attributes:
-        works: Its effect is above 0 and above every control's, and its price within the limits.
-        reasons: Why not; or what was found, where it does.
+        works: Its effect is above 0, no control's is larger, and its price is within the limits.
+        reasons: Why not; and what else is to be known of it.
         effect: On the verdict's pairs.
         wrong_way: Share of those pairs whose margin it moves the other way.
         reversed: The effect of the same with its sign turned; None where it has no opposite.
@@ -76,9 +80,10 @@ class Verdict:
         """That no setting works, before there was one to look at."""
         return cls(False, [reason])
 
-    def strongest(self, kind: str) -> float:
-        """The largest effect of a kind of control."""
-        return max(self.controls[kind])
+    def beaten(self, kind: str) -> int:
+        """How many controls of a kind are not larger than the setting."""
+        own = self.on_control_pairs or 0.0
+        return sum(value <= own + TIE * abs(own) for value in self.controls[kind])
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Court:
         self._add_controls(verdict, candidate, setting, own, cost)
         verdict.reasons = _against(verdict)
         verdict.works = not verdict.reasons
+        verdict.reasons += _remarks(verdict)
         return verdict
 
     def _add_controls(
@@ -124,8 +130,8 @@ class Court:
     ) -> None:
         count, pairs = self._affordable(cost)
         made = {
-            "random vectors": [randomised(self.workshop.model, setting, n) for n in range(count)],
-            "shuffled labels": self._shuffles(candidate, count),
+            RANDOM: [randomised(self.workshop.model, setting, n) for n in range(count)],
+            SHUFFLED: self._shuffles(candidate, count),
         }
         verdict.control_pairs = pairs
         verdict.on_control_pairs = sum(own[:pairs]) / pairs
@@ -160,7 +166,6 @@ class Court:
 def _against(verdict: Verdict) -> list[str]:
     effect = verdict.effect
     assert effect is not None
-    assert verdict.on_control_pairs is not None
     found = []
     if effect.low <= 0:
         found.append(
@@ -168,10 +173,23 @@ def _against(verdict: Verdict) -> list[str]:
             f"{effect.mean:+.2f} nats [{effect.low:+.2f}, {effect.high:+.2f}]"
         )
     for kind, values in verdict.controls.items():
-        beaten = sum(verdict.on_control_pairs > value for value in values)
-        if beaten < len(values):
-            found.append(f"it is larger than only {beaten} of {len(values)} controls ({kind})")
+        if (beaten := verdict.beaten(kind)) < len(values):
+            found.append(
+                f"{len(values) - beaten} of {len(values)} controls are larger ({kind}): at most "
+                f"{max(values):+.2f} nats, where it has {verdict.on_control_pairs:+.2f}"
+            )
     return found
+
+
+def _remarks(verdict: Verdict) -> list[str]:
+    """What does not speak against the setting, and is to be known."""
+    shuffles, own = verdict.controls[SHUFFLED], verdict.on_control_pairs or 0.0
+    if verdict.beaten(SHUFFLED) == len(shuffles) and max(shuffles) > (1 - TIE) * own > 0:
+        return [
+            "taught by shuffled labels the method finds the same direction: the labels decide its "
+            "sign alone"
+        ]
+    return []
 
 
 def add_price(verdict: Verdict, damage: Damage, limits: Limits) -> None:

@@ -52,12 +52,9 @@ def facts(finding: Finding) -> list[tuple[str, str, str]]:
     if turned is not None:
         found.append(("steered the other way", measured(turned), "nats: the sign turned"))
     for kind, values in verdict["controls"].items():
-        beaten = sum(verdict["on_control_pairs"] > value for value in values)
-        note = (
-            f"beaten: at most {max(values):+.2f} nats on {verdict['control_pairs']} pairs, where "
-            f"the pick has {verdict['on_control_pairs']:+.2f}"
-        )
-        found.append((kind, f"{beaten} of {len(values)}", note))
+        own, pairs = verdict["on_control_pairs"], verdict["control_pairs"]
+        note = f"nats, of {len(values)} on {pairs} pairs, where the pick has {own:+.2f}"
+        found.append((kind, f"at most {max(values):+.2f}", note))
     return found + _price(damage) if damage is not None else found
 
 
