@@ -98,8 +98,8 @@ def affordable(
             total, before = total + rung.settings * sum(more), rung
         return total
 
-    fitting = [settings for settings in range(1, most + 1) if cost(settings) <= allowed]
-    return max(fitting, default=min(most, FINALISTS // 2))
+    least = min(most, FINALISTS // 2)
+    return max((n for n in range(least, most + 1) if cost(n) <= allowed), default=least)
 
 
 def halve(

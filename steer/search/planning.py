@@ -8,6 +8,7 @@ from steer.search.budget import Budget
 from steer.search.halving import FINALISTS, affordable
 from steer.search.judging import Judge
 
+MEASURED = 8  # pairs that the first pass reads
 # Shares of the budget. What is left goes to the verdict.
 READING, TRYING, CHOOSING, ANSWERING, VERDICT = 0.2, 0.3, 0.1, 0.15, 0.12
 TRIED_BY, ANSWERED_BY = 0.55, 0.75
@@ -53,11 +54,10 @@ def plan(budget: Budget, judge: Judge, settings: int, tokens: int) -> Plan:
         settings: That there are to try.
         tokens: New ones of an answer.
     """
-    before = budget.spent
-    judge.margins(judge.pairs, [])
-    total = budget.total
-    read = sum(len(p.prompt) * 2 + len(p.matching) + len(p.not_matching) for p in judge.pairs)
-    whole = (budget.spent - before) / len(judge.pairs)
+    few, before, total = judge.pairs[:MEASURED], budget.spent, budget.total
+    judge.margins(few, [])
+    read = sum(len(p.prompt) * 2 + len(p.matching) + len(p.not_matching) for p in few)
+    whole = (budget.spent - before) / len(few)
     pair, token = STEERED * whole, (budget.spent - before) / read
     text = token * judge.tokens(0, len(judge.texts)) / len(judge.texts)
     select = _between(CHOOSING * total / (FINALISTS * pair), FEWEST_PAIRS, len(judge.pairs))

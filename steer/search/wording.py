@@ -133,9 +133,10 @@ def commands(finding: Finding, defaults: Mapping[str, Any]) -> list[tuple[str, s
         defaults: Key -> what the shipped config says.
     """
     given = finding["settings"]
-    changed = {"steer_train_dataset": finding["source"]} | given["more"]
-    changed |= {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+    changed = {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
+    changed = {"steer_train_dataset": "", **changed, **given["more"]}
     changed = {k: v for k, v in changed.items() if k not in UNSAID}
+    changed["steer_train_dataset"] = finding["source"]
     found = [("Search again:", _typed(PROGRAM, changed))]
     if finding["folder"] is not None:
         folder = finding["folder"]
