@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_likelihood import slow_row
-from tiny import kept
+from tiny import steered, tiny_config
 
 from steer import BaseVectorApplier
 from steer.effect import pairs_of
@@ -39,10 +39,10 @@ def pairs(number: int):
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiny() -> SteeredModel:
-    made = kept("llama")
-    return SteeredModel(made.model, made.tokenizer)
+    """What it reads makes what it says likelier: its head is its embedding."""
+    return steered(tiny_config("llama", hidden_size=64, tie_word_embeddings=True))
 
 
 def settings(folder: Path, **more) -> SearchSettings:
@@ -57,11 +57,9 @@ def data(some=None) -> Data:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory):
+def found(tmp_path_factory: pytest.TempPathFactory, tiny: SteeredModel):
     folder = tmp_path_factory.mktemp("search")
-    made = kept("llama")
-    model = SteeredModel(made.model, made.tokenizer)
-    return search(settings(folder), data(), model), folder / "mine"
+    return search(settings(folder), data(), tiny), folder / "mine"
 
 
 def test_everything_is_tried_and_the_parts_are_apart(found):
@@ -137,10 +135,9 @@ def test_controls_are_run_and_the_other_way_is_the_other_way(found):
         "random vectors": 20,
         "shuffled labels": 20,
     }
-    assert verdict["reversed"]["mean"] < verdict["effect"]["mean"]
-    largest = max(max(values) for values in verdict["controls"].values())
-    expected = verdict["effect"]["low"] > 0 and largest <= 1.05 * verdict["on_control_pairs"]
-    assert verdict["works"] == expected
+    assert verdict["reversed"]["mean"] < 0 < verdict["effect"]["low"]
+    assert max(map(max, verdict["controls"].values())) < verdict["on_control_pairs"]
+    assert (verdict["works"], verdict["reasons"]) == (True, [])
 
 
 def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
@@ -151,7 +148,6 @@ def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
     added = vector * pick["dose"] * about["residual_norm"] / vector.norm()
     for example in result["examples"]:
         prompt = tiny.tokenizer(example["input"])["input_ids"]
-        assert "".join(token["text"] for token in example["tokens"])
         texts = [token["text"] for token in example["tokens"]]
         ids = tiny.tokenizer("".join(texts))["input_ids"]
         if len(ids) != len(texts):

@@ -213,6 +213,23 @@ class _Search:
         self.budget.note("training")
         verdict = Court(self.workshop, judge, rows, self.budget).effect(pick, setting)
         self.budget.note("verdict and controls")
+        # What does nothing has no price.
+        shown = self._priced(verdict, pick, setting, judge, sizes) if verdict.works else []
+        self.budget.note("price")
+        values = self.workshop.values(pick)
+        annotate(place, {"recommended": values, "verdict": asdict(verdict)})
+        _write_method_file(place, pick, values)
+        return Found(tried, finalists, chosen, verdict, shown, str(place))
+
+    def _priced(
+        self,
+        verdict: Verdict,
+        pick: Candidate,
+        setting: list[Intervention],
+        judge: Judge,
+        sizes: Plan,
+    ) -> list[dict[str, Any]]:
+        """Add the price to the verdict; examples of answers."""
         answers = self._answers(1, sizes.prompts, "verdict")
         names, settings = [f"{pick}, refitted"], [setting]
         kls = judge.divergences(names, settings, 0, len(judge.texts))
@@ -223,12 +240,8 @@ class _Search:
         add_price(verdict, prices[0], self.settings.limits)
         few = [some[:SHOWN] for some in made]
         others = few[2] if turned else []
-        shown = examples(self.model, answers.inputs[:SHOWN], few[0], few[1], others, setting)
-        self.budget.note("price")
-        values = self.workshop.values(pick)
-        annotate(place, {"recommended": values, "verdict": asdict(verdict)})
-        _write_method_file(place, pick, values)
-        return Found(tried, finalists, chosen, verdict, shown, str(place))
+        inputs = answers.inputs[:SHOWN]
+        return examples(self.model, inputs, few[0], few[1], others, setting)
 
 
 def _layers(method: str, candidates: Sequence[Candidate]) -> list[int | None]:
