@@ -17,8 +17,12 @@ from steer.models import (
     SteeredModel,
 )
 from steer.models.batching import PASS_TOKENS
+from steer.search.batches import SharedPrompts
 from steer.search.passes import Sweep, kl_sum, log_likelihood
 
+# Which of `prompts` each answer is to: one each, or several with the same.
+ONE_EACH, SEVERAL = [0, 1, 2, 3, 4], [1, 3, 1, 1, 3]
+PROMPTS = pytest.mark.parametrize("order", [ONE_EACH, SEVERAL], ids=["one each", "same prompts"])
 SHARED = pytest.mark.parametrize("shared", [0, 10], ids=["nothing shared", "shared beginning"])
 STRENGTHS = [(2, 1.5), (1, -1.0), (0, 0.5), (1, 2.0), (2, 0.0), (1, 0.25)]
 
@@ -37,20 +41,25 @@ def expected(model: SteeredModel, asked: list[list[int]]):
 
 
 @SHARED
+@PROMPTS
 @pytest.mark.parametrize("batch_size", ["auto", 2, 12])
 def test_each_steering_scores_as_in_the_slow_loop(
-    every: SteeredModel, shared: int, batch_size: int | str
+    every: SteeredModel, shared: int, order: list[int], batch_size: int | str
 ):
-    asked = prompts(shared)
-    found = Sweep(every, asked, ANSWERS, batch_size).run(settings(), log_likelihood)
+    asked = [prompts(shared)[n] for n in order]
+    sweep = Sweep(every, asked, ANSWERS, batch_size)
+    narrow = getattr(every.model.config, "sliding_window", None)
+    assert (sweep.kind is SharedPrompts) == (order is SEVERAL and not narrow)
+    found = sweep.run(settings(), log_likelihood)
     torch.testing.assert_close(found, expected(every, asked), rtol=1e-4, atol=1e-3)
 
 
 @SHARED
+@PROMPTS
 def test_steerings_share_passes_as_far_as_there_is_room(
-    model: SteeredModel, shared: int, monkeypatch: pytest.MonkeyPatch
+    model: SteeredModel, shared: int, order: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    asked = prompts(shared)
+    asked = [prompts(shared)[n] for n in order]
     whole = Sweep(model, asked, ANSWERS).run(settings(), log_likelihood)
     monkeypatch.setitem(PASS_TOKENS, "cpu", 1)
     single = Sweep(model, asked, ANSWERS).run(settings(), log_likelihood)
@@ -58,8 +67,11 @@ def test_steerings_share_passes_as_far_as_there_is_room(
 
 
 @SHARED
-def test_positions_are_counted_from_the_prompts_end(model: SteeredModel, shared: int):
-    asked = prompts(shared)
+@PROMPTS
+def test_positions_are_counted_from_the_prompts_end(
+    model: SteeredModel, shared: int, order: list[int]
+):
+    asked = [prompts(shared)[n] for n in order]
     places = [
         (PROMPT, lambda token: token < 0),
         (FROM_PROMPT_END, lambda token: token >= -1),
@@ -99,6 +111,14 @@ def test_the_divergence_is_that_of_the_report(model: SteeredModel):
     reported = [divergence(model, texts, setting) for setting in [[], *settings()]]
     torch.testing.assert_close(found, torch.tensor(reported), rtol=1e-3, atol=1e-5)
     assert found[0] == 0
+
+
+def test_the_divergence_is_the_same_where_prompts_are_read_once(model: SteeredModel):
+    asked = [prompts(10)[n] for n in SEVERAL]
+    together = Sweep(model, asked, ANSWERS).run(settings(), kl_sum)
+    for number, (prompt, answer) in enumerate(zip(asked, ANSWERS, strict=True)):
+        alone = Sweep(model, [prompt], [answer]).run(settings(), kl_sum)
+        torch.testing.assert_close(together[:, number : number + 1], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_each_block_reads_what_it_must_and_no_more(model: SteeredModel):

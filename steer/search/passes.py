@@ -2,45 +2,27 @@
 
 A batch is read once unsteered, and the output of every block at which some steering begins is kept.
 Each steering then goes on from there. Where a pass has room for it, several steerings that begin
-at the same block are rows of one batch.
+at the same block are rows of one batch. A prompt with several answers is read once for them.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from steer.likelihood import last_logits
 from steer.models import EVERYWHERE, EditLayer, EditPrompt, EditTensor, Intervention, SteeredModel
-from steer.models.batching import PASS_TOKENS, fixed_size, padded, run_passes
-from steer.models.hooks import keeping, replaying
+from steer.models.batching import PASS_TOKENS, fixed_size, run_passes
 from steer.models.interventions import check_rows
 from steer.models.positions import Positions
 from steer.models.prefix import attention_span, prefix_cache, shared_length
 from steer.models.row_steering import join_rows
+from steer.search.batches import Part, Scored, SharedPrompts, WholeRows
 
+# The share of all tokens that shared prompts must save.
+WORTHWHILE = 0.35
 Setting = Sequence[Intervention]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a model thinks of a batch of answers, left-padded so that all end at the last column.
-
-    Attributes:
-        log_probs: [rows, tokens + 1, vocab], float32: of each answer token, and of what follows.
-        plain: The same without steering.
-        ids: [rows, tokens]: the answers.
-        mask: [rows, tokens], bool: where they are.
-    """
-
-    log_probs: Tensor
-    plain: Tensor
-    ids: Tensor
-    mask: Tensor
 
 
 # Scored -> [rows].
@@ -56,17 +38,7 @@ def log_likelihood(scored: Scored) -> Tensor:
 def kl_sum(scored: Scored) -> Tensor:
     """KL(unsteered || steered), summed over what is predicted from the prompt's end on; [rows]."""
     each = (scored.plain.exp() * (scored.plain - scored.log_probs)).sum(-1)
-    made = torch.cat([scored.mask, scored.mask.new_ones(len(each), 1)], dim=1)
-    return each.masked_fill(~made, 0).sum(-1)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Steerings that begin at one block."""
-
-    lowest: int
-    prefixed: bool
-    numbers: list[int]
+    return each.masked_fill(~scored.made, 0).sum(-1)
 
 
 class Sweep:
@@ -76,7 +48,8 @@ class Sweep:
         model: What is in force on it does not count.
         prompts: Token ids, at least one each.
         answers: As many, at least one token each.
-        batch_size: Answers in a pass; `auto` suits the device.
+        batch_size: Answers in a pass, or prompts that several answers share; `auto` suits the
+            device.
     """
 
     def __init__(
@@ -91,6 +64,18 @@ class Sweep:
         self.prompt_lengths = [len(prompt) for prompt in prompts]
         fits = max(map(len, self.rows), default=0) <= attention_span(model)
         self.prefix = shared_length([p[:-1] for p in prompts]) if fits else 0
+        self.groups = self._grouped(prompts) if fits else [[n] for n in range(len(self.rows))]
+        self.kind = WholeRows if len(self.groups) == len(self.rows) else SharedPrompts
+
+    def _grouped(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Rows of one prompt together, where that saves enough for a second pass to pay."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            groups.setdefault(tuple(prompt), []).append(number)
+        saved = sum((len(rows) - 1) * (len(p) - self.prefix) for p, rows in groups.items())
+        tokens = sum(len(row) - self.prefix for row in self.rows)
+        pays = saved > WORTHWHILE * tokens
+        return list(groups.values()) if pays else [[n] for n in range(len(prompts))]
 
     @torch.inference_mode()
     def run(self, settings: Sequence[Setting], figure: Figure) -> Tensor:
@@ -104,26 +89,35 @@ class Sweep:
         caches = [self._prefix_cache([edits[n] for n in part.numbers], part) for part in parts]
         plain_cache = prefix_cache(self.model, self.rows[0][: self.prefix] if self.rows else [])
 
-        def run(rows: list[int]) -> Tensor:
-            batch = _Batch(self, rows)
+        def run(groups: list[int]) -> Tensor:
+            rows = [row for group in groups for row in self.groups[group]]
+            texts = [self.rows[row] for row in rows]
+            lengths = [self.prompt_lengths[row] for row in rows]
+            batch = self.kind(self.model, texts, lengths, self.prefix)
             plain = batch.read_plain(plain_cache, {part.lowest for part in parts})
             # What does nothing has the unsteered figure.
             found = figure(batch.scored(plain, plain)).repeat(1 + len(edits), 1)
             for part, cache in zip(parts, caches, strict=True):
-                for chunk in self._chunks(part, rows):
+                for chunk in self._chunks(part, groups):
                     chosen = [part.numbers[place] for place in chunk]
                     steered = batch.read(part, [edits[n] for n in chosen], _picked(cache, chunk))
                     for number, values in zip(chosen, steered.split(len(rows)), strict=True):
                         found[1 + number] = figure(batch.scored(values, plain))
             return found
 
-        lengths = [len(row) - self.prefix for row in self.rows]
+        lengths = [self._tokens(group) for group in range(len(self.groups))]
         total = torch.empty(1 + len(edits), len(self.rows))
-        for rows, values in run_passes(lengths, self.batch_size, self.model.device, run):
-            total[:, rows] = values
+        for groups, values in run_passes(lengths, self.batch_size, self.model.device, run):
+            total[:, [row for group in groups for row in self.groups[group]]] = values
         return total
 
-    def _parts(self, edits: Sequence[list[EditTensor]]) -> list[_Part]:
+    def _tokens(self, group: int) -> int:
+        """That are read of a group of rows with one prompt, without what all rows begin with."""
+        rows = self.groups[group]
+        answers = sum(len(self.rows[row]) - self.prompt_lengths[row] for row in rows)
+        return self.prompt_lengths[rows[0]] - self.prefix + answers
+
+    def _parts(self, edits: Sequence[list[EditTensor]]) -> list[Part]:
         found: dict[tuple[int, bool], list[int]] = {}
         for number, setting in enumerate(edits):
             if setting:
@@ -132,9 +126,9 @@ class Sweep:
                 lowest = min(layers, default=self.model.depth - 1)
                 key = lowest, all(_spares_prefix(e) for e in setting)
                 found.setdefault(key, []).append(number)
-        return [_Part(*key, numbers) for key, numbers in sorted(found.items())]
+        return [Part(*key, numbers) for key, numbers in sorted(found.items())]
 
-    def _prefix_cache(self, edits: list[list[EditTensor]], part: _Part) -> DynamicCache | None:
+    def _prefix_cache(self, edits: list[list[EditTensor]], part: Part) -> DynamicCache | None:
         """What the rows begin with, a row for each of the steerings."""
         if not self.prefix or not part.prefixed:
             return None
@@ -145,61 +139,13 @@ class Sweep:
             self.model.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
         return cache
 
-    def _chunks(self, part: _Part, rows: list[int]) -> list[list[int]]:
-        """Places of a part's steerings that share a pass."""
+    def _chunks(self, part: Part, groups: list[int]) -> list[list[int]]:
+        """Places of a part's steerings that share a pass over `groups`."""
         fixed, count = fixed_size(self.batch_size), len(part.numbers)
-        longest = max(len(self.rows[row]) for row in rows) - self.prefix * part.prefixed
+        longest = max(map(self._tokens, groups)) + self.prefix * (not part.prefixed)
         most = PASS_TOKENS.get(self.model.device.type, PASS_TOKENS["cpu"])
-        size = max(fixed // len(rows) if fixed else most // (longest * len(rows)), 1)
+        size = max(fixed // len(groups) if fixed else most // (longest * len(groups)), 1)
         return [list(range(n, min(n + size, count))) for n in range(0, count, size)]
-
-
-class _Batch:
-    """Rows that share passes, and what is known of them."""
-
-    def __init__(self, sweep: Sweep, rows: list[int]) -> None:
-        self.model, self.prefix = sweep.model, sweep.prefix
-        self.rows = [sweep.rows[row] for row in rows]
-        self.prompts = [sweep.prompt_lengths[row] for row in rows]
-        sizes = [len(row) - n for row, n in zip(self.rows, self.prompts, strict=True)]
-        self.longest = max(sizes)
-        answers = [row[-size:] for row, size in zip(self.rows, sizes, strict=True)]
-        self.ids, mask = padded(answers, 0, "left", self.model.device)
-        self.mask = mask.bool()
-        self.kept: dict[int, Tensor] = {}
-
-    def read_plain(self, cache: DynamicCache | None, layers: set[int]) -> Tensor:
-        """Unsteered log-probabilities; outputs of blocks `layers` are kept."""
-        with ExitStack() as stack:
-            blocks = self.model.blocks
-            outputs = {n: stack.enter_context(keeping(blocks[n])) for n in layers}
-            found = self._log_probs(1, cache, self.prefix)
-        self.kept = {n: output[0] for n, output in outputs.items() if output}
-        return found
-
-    def read(
-        self, part: _Part, edits: list[list[EditTensor]], cache: DynamicCache | None
-    ) -> Tensor:
-        """Log-probabilities under each of `edits`, one after the other; [settings * rows, ...]."""
-        count = len(edits)
-        steps = edits[0] if count == 1 else join_rows([e for e in edits for _ in self.rows])
-        lengths = torch.tensor(self.prompts * count, device=self.model.device)
-        with ExitStack() as stack:
-            if part.prefixed and part.lowest in self.kept:
-                output = self.kept[part.lowest].repeat(count, 1, 1)
-                blocks = list(self.model.blocks[: part.lowest + 1])
-                stack.enter_context(replaying(blocks, output))
-            stack.enter_context(self.model.steering(steps, prompt_lengths=lengths))
-            return self._log_probs(count, cache, self.prefix if part.prefixed else 0)
-
-    def _log_probs(self, count: int, cache: DynamicCache | None, prefix: int) -> Tensor:
-        own = [row[prefix:] for row in self.rows] * count
-        return last_logits(self.model, own, self.longest + 1, cache).float().log_softmax(-1)
-
-    def scored(self, log_probs: Tensor, plain: Tensor) -> Scored:
-        """The figures' argument."""
-        device = log_probs.device
-        return Scored(log_probs, plain.to(device), self.ids.to(device), self.mask.to(device))
 
 
 def _edits(setting: Setting) -> list[EditTensor]:
