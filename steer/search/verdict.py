@@ -28,6 +28,8 @@ CONTROL_PAIRS, FEWEST_CONTROL_PAIRS = 24, 6
 # A control beats the setting where its effect is larger by this part: some methods learn the same
 # direction whatever the labels say, and then rounding alone would decide.
 TIE = 0.05
+# The share that controls may take of what is left: the price comes behind them.
+CONTROLLING = 0.5
 # The share of the budget that trainings on shuffled labels may take.
 SHUFFLING = 0.15
 
@@ -145,7 +147,7 @@ class Court:
     def _affordable(self, cost: float) -> tuple[int, int]:
         """How many controls of each kind there can be, and on how many pairs each."""
         most = min(CONTROL_PAIRS, len(self.judge.pairs))
-        least, left = min(FEWEST_CONTROL_PAIRS, most), 0.8 * self.budget.left()
+        least, left = min(FEWEST_CONTROL_PAIRS, most), CONTROLLING * self.budget.left()
         pairs = min(max(int(left / (2 * CONTROLS * cost)) if cost else most, least), most)
         count = int(left / (2 * pairs * cost)) if cost else CONTROLS
         return min(max(count, FEWEST_CONTROLS), CONTROLS), pairs
