@@ -25,7 +25,7 @@ from steer.models.prefix import common_start
 
 CONTROLS = 20
 CONTROL_PAIRS = 12
-RESAMPLES = 10_000
+RESAMPLES, RESAMPLED = 10_000, 500  # in all, at once
 Interventions = Sequence[Intervention]
 
 
@@ -205,11 +205,12 @@ def margins(scorer: AnswerScorer, steps: Interventions) -> Tensor:
 def bootstrap(values: Tensor) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` [n], by resampling (seed 0)."""
     generator, pairs = np.random.default_rng(0), values.double().numpy()
-    # One resample at a time: all at once would hold RESAMPLES numbers for every pair.
+    # Not all at once, which would hold RESAMPLES numbers for every pair.
     means = [
-        pairs[generator.integers(len(pairs), size=len(pairs))].mean() for _ in range(RESAMPLES)
+        pairs[generator.integers(len(pairs), size=(RESAMPLED, len(pairs)))].mean(axis=1)
+        for _ in range(RESAMPLES // RESAMPLED)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -16,7 +16,7 @@ from steer.models import EVERYWHERE, EditLayer, EditTensor, Intervention, Steere
 from steer.models.batching import padded, run_passes
 from steer.models.hooks import keeping, replaying
 from steer.models.interventions import check_rows, is_per_row, take_rows
-from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
+from steer.models.prefix import attention_span, prefix_cache, repeated, rows_in, shared_length
 
 REPLAY_BYTES = 2**30
 
@@ -137,12 +137,13 @@ def last_logits(
         model: Steered by what `steering()` holds open.
         rows: Token ids.
         keep: The head runs on these columns only.
-        cache: Of one row that precedes each of `rows`; left as it is.
+        cache: Of what precedes `rows`, left as it is: one row for all, or for as many rows each as
+            there are more of `rows`.
     """
     ids, mask = padded(rows, rows[0][-1], "left", model.device)
     inputs: dict[str, Any] = {"input_ids": ids}
     if cache is not None:
-        inputs["past_key_values"] = repeated(cache, len(rows))
+        inputs["past_key_values"] = repeated(cache, len(rows) // rows_in(cache))
         mask = torch.cat([mask.new_ones(len(rows), cache.get_seq_length()), mask], dim=1)
     if not bool(mask.all()) or cache is not None:
         positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]

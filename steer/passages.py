@@ -5,6 +5,8 @@ read, and neither the head nor a gradient is computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,6 +56,24 @@ class Batch(NamedTuple):
     encoded: dict[int, Tensor]
 
 
+# A passage -> layer -> its mean activation [d_model] and its median norm.
+Readings = dict[tuple[tuple[int, ...], int, int], dict[int, tuple[Tensor, Tensor]]]
+_readings: ContextVar[Readings | None] = ContextVar("readings", default=None)
+
+
+@contextmanager
+def remembered_readings() -> Iterator[None]:
+    """While open, no passage is read twice at one layer, whoever asks: for one unsteered model.
+
+    What encoders make of passages is not kept.
+    """
+    token = _readings.set({})
+    try:
+        yield
+    finally:
+        _readings.reset(token)
+
+
 def passage_means(
     model: SteeredModel,
     passages: Sequence[Passage],
@@ -62,6 +82,35 @@ def passage_means(
     encoders: Mapping[int, Encode] | None = None,
 ) -> Iterator[Batch]:
     """What is read of each passage, a batch at a time; arguments as for `contrast`."""
+    readings = _readings.get()
+    if readings is None or encoders:
+        yield from _read(model, passages, layers, batch_size, encoders)
+        return
+    keys = [(tuple(one.ids), one.start, one.stop) for one in passages]
+    fresh = {k: p for k, p in zip(keys, passages, strict=True) if _lacks(readings, k, layers)}
+    names = list(fresh)
+    for batch in _read(model, list(fresh.values()), layers, batch_size) if fresh else ():
+        for place, row in enumerate(batch.rows):
+            pairs = {n: (batch.means[n][place].cpu(), batch.norms[n][place].cpu()) for n in layers}
+            readings.setdefault(names[row], {}).update(pairs)
+    sides = [{n: [readings[key][n][side] for key in keys] for n in layers} for side in (0, 1)]
+    means, norms = ({n: torch.stack(each) for n, each in side.items()} for side in sides)
+    yield Batch(list(range(len(passages))), means, norms, {})
+
+
+def _lacks(
+    readings: Readings, key: tuple[tuple[int, ...], int, int], layers: Sequence[int]
+) -> bool:
+    return any(layer not in readings.get(key, {}) for layer in layers)
+
+
+def _read(
+    model: SteeredModel,
+    passages: Sequence[Passage],
+    layers: Sequence[int],
+    batch_size: int | str,
+    encoders: Mapping[int, Encode] | None = None,
+) -> Iterator[Batch]:
     starts = [passage.ids[: passage.start] for passage in passages]
     prefix = shared_length(starts) if attention_span(model) else 0
     cache = prefix_cache(model, passages[0].ids[:prefix], layers)

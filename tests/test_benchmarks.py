@@ -24,6 +24,7 @@ NAMES = [
     "serving",
     "sta",
     "startup",
+    "sweep",
     SAE_ENCODE,
 ]
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from transformers import DynamicCache
@@ -62,9 +63,16 @@ def prefix_cache(
 
 
 def repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
-    """A copy of a one-row cache for a batch of `rows`; a pass may write to it."""
+    """A copy of a cache in which each row stands `rows` times; a pass may write to it."""
     if cache is None:
         return None
     own = copy.deepcopy(cache)
     own.batch_repeat_interleave(rows)
     return own
+
+
+def rows_in(cache: DynamicCache) -> int:
+    """How many rows a cache that has been written is of."""
+    keys = cast(DynamicLayer, cache.layers[0]).keys
+    assert keys is not None
+    return len(keys)

@@ -10,6 +10,7 @@ from steer.vectors.exchange import (
 )
 from steer.vectors.store import (
     Vectors,
+    annotate,
     disagreement,
     load_bundle,
     load_vectors,
@@ -20,6 +21,7 @@ from steer.vectors.store import (
 
 __all__ = [
     "Vectors",
+    "annotate",
     "disagreement",
     "export_gguf",
     "export_safetensors",

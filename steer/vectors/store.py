@@ -256,3 +256,16 @@ def disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | No
     # The same name; in another dtype the same weights may have another fingerprint.
     comparable = theirs and ours and made_with.get("dtype") == model["dtype"]
     return f"it was made with other weights of the name {model['id']!r}" if comparable else None
+
+
+def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:
+    """Add `more` to what `metadata.json` says of each vector of `folder`.
+
+    Raises:
+        ValueError: There is no metadata, or it is broken.
+    """
+    path = Path(folder) / METADATA
+    with locked(path):
+        kept = check_metadata(read_metadata(folder), path)
+        vectors = {name: {**entry, **more} for name, entry in kept["vectors"].items()}
+        write_together({path: _json_bytes({**kept, "vectors": vectors})})
