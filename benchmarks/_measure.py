@@ -60,7 +60,7 @@ class _NumberTokenizer:
         """The numbers."""
         return " ".join(map(str, ids))
 
-    def __call__(self, text: str | list[str]) -> dict[str, Any]:
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, Any]:
         """The numbers back."""
         if isinstance(text, list):
             return {"input_ids": [self(one)["input_ids"] for one in text]}

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,13 +40,15 @@ USERS_MISTAKES = (
     *(HydraException, OmegaConfBaseException),
 )
 INTERRUPTED = 130
+# Key, value, and where it comes from.
+Setting = tuple[str, Any, str]
 KEPT = "interrupted: finished answers and vectors are kept; resume=true goes on from them"
 
 HELP = """\
 {purpose}
 Options: any key below as key=value, and
     --explain-config      show where each value of the run comes from, and do nothing else
-    --config-name NAME    another file of that folder; --config-path FOLDER another folder
+    --config FILE         another file; --config-name NAME one of that folder
     STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
 Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
 here too and then hold for every method: layers=[12] multipliers=[-2]
@@ -56,7 +59,10 @@ here too and then hold for every method: layers=[12] multipliers=[-2]
 
 
 def script(
-    config_name: str, *, shared: bool = False
+    config_name: str,
+    *,
+    shared: bool = False,
+    settings: Callable[[DictConfig], Iterable[Setting]] | None = None,
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a program of `main(cfg)` and hparams/Steer/<name>.yaml, whose keys `key=value` changes.
 
@@ -65,11 +71,13 @@ def script(
     Args:
         config_name: The file of the program's keys.
         shared: Whether it makes vectors, and several processes of a launcher can share its work.
+        settings: What --explain-config shows; of generating and applying vectors where None.
     """
 
     def wrap(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run() -> None:
-            job = _job(_explain if EXPLAIN in sys.argv else main, shared)
+            shown = partial(_explained, settings=settings or _of_run)
+            job = _job(shown if EXPLAIN in sys.argv else main, shared)
             with_config = hydra.main(
                 version_base="1.3", config_path=str(_shipped()), config_name=config_name
             )
@@ -98,6 +106,10 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
     chosen = {"--config-name": config_name, "--config-path": str(_shipped())}
     words = iter([word for argument in given for word in _option_and_value(argument)])
     for word in words:
+        if word == "--config":
+            folder, file = os.path.split(next(words, ""))
+            chosen |= {"--config-path": folder or ".", "--config-name": file}
+            continue
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
         override = re.match(r"\+*([\w.]+)=", word)
         if name in chosen:
@@ -227,20 +239,27 @@ def _origins(cfg: DictConfig) -> dict[str, str]:
     return origins
 
 
-def _explain(cfg: DictConfig) -> None:
+def _explained(cfg: DictConfig, settings: Callable[[DictConfig], Iterable[Setting]]) -> None:
     """Print where each value of the run comes from."""
     from rich.console import Console
     from rich.table import Table
 
-    from steer.settings import Run
-
     table = Table(title="Settings of this run")
     for header in ("key", "value", "comes from"):
         table.add_column(header, overflow="fold")
-    listed: set[str] = set()
+    for key, value, origin in settings(cfg):
+        table.add_row(key, str(redacted(value)), origin)
+    Console().print(table)
+
+
+def _of_run(cfg: DictConfig) -> Iterable[Setting]:
+    """The settings of both phases; what they share once."""
+    from steer.settings import Run
+
+    listed: dict[str, Setting] = {}
     for phase in ("generate", "apply"):
         run = Run.of(cfg, phase)
-        values: dict[str, Any] = redacted(run.as_dict())
+        values = run.as_dict()
         methods = values.pop("methods")
         flat = (
             values
@@ -249,7 +268,5 @@ def _explain(cfg: DictConfig) -> None:
         )
         for key, origin in run.origin.items():
             shown = f"{phase}: {key}" if "." in key else key
-            if shown not in listed:
-                listed.add(shown)
-                table.add_row(shown, str(flat[key]), origin)
-    Console().print(table)
+            listed.setdefault(shown, (shown, flat[key], origin))
+    return listed.values()

@@ -61,6 +61,10 @@ def together() -> Iterator[None]:
     # Slow to import, and a run of one process needs none of it.
     import torch.distributed as dist
 
+    # Its functions' defaults are the group there is when it is first imported, as transformers
+    # does: they would keep ours, whose threads may then abort the process as it ends.
+    import torch.distributed.nn  # noqa: F401
+
     store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     _stores.append(store)
@@ -80,17 +84,18 @@ def together() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def shares(sizes: Sequence[int]) -> list[list[int]]:
-    """The numbers of the items that each process does, so that all have about as much to do.
+def shares(sizes: Sequence[int], among: int | None = None) -> list[list[int]]:
+    """The numbers of the items that each one does, so that all have about as much to do.
 
     Args:
         sizes: How much there is to do for each item.
+        among: How many share; the processes that share work where None.
 
     Returns:
-        A list for each process of those that share work, in order; an item goes, largest first,
-        to the process that has least.
+        A list for each, in order; an item goes, largest first, to the one that has least.
     """
-    loads = [(0, process) for process in range(count() if _stores else 1)]
+    among = (count() if _stores else 1) if among is None else among
+    loads = [(0, process) for process in range(among)]
     found: list[list[int]] = [[] for _ in loads]
     for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
         load, process = heapq.heappop(loads)

@@ -21,6 +21,7 @@ NAMES = [
     "judge",
     "lm_steer",
     "perplexity",
+    "serving",
     "sta",
     "startup",
     SAE_ENCODE,

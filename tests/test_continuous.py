@@ -309,6 +309,31 @@ def test_requests_are_cancelled_while_they_wait_and_while_they_run(model: Steere
     assert all(answer == expected[key] for key, answer in answers.items())
 
 
+@pytest.mark.parametrize("room", [12, 2])
+def test_each_request_has_counts_of_its_own(model: SteeredModel, room: int):
+    steering = [
+        [EditLayer(n % 2, Add(vector)), EditLayer(2, Add(vector, 0.5), GENERATED)] if n % 3 else []
+        for n, vector in enumerate(VECTORS)
+    ]
+    decoder, said = Small(model, 4, apart=True), {}
+    decoder.room = 4
+    for request in requests_of(model, steering):
+        decoder.add(request)
+    while decoder.busy:
+        said |= {new.key: new for new in decoder.step() if new.answer is not None}
+        decoder.room = room
+    for row, new in said.items():
+        read = len(PROMPTS[row]) + len(new.answer) - 1
+        # In the rows whose turn it is nothing is steered; an answer's last token is never read.
+        tokens = {row % 2: read, 2: len(new.answer) - 1} if row % 3 else {}
+        assert {place: counts.summary()["tokens"] for place, counts in new.tally.items()} == tokens
+        alone: Tally = {}
+        (request,) = [one for one in requests_of(model, steering) if one.key == row]
+        drain(ContinuousDecoder(model, 1, tally=alone), [request])
+        for place, counts in new.tally.items():
+            assert counts.summary()["dose"] == pytest.approx(alone[place].summary()["dose"])
+
+
 def test_requests_that_come_while_it_runs_from_another_thread(model: SteeredModel):
     requests = requests_of(model, [[EditLayer(1, Add(vector))] for vector in VECTORS])
     expected = drain(ContinuousDecoder(model, 4), requests)

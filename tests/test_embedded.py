@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_weights_in_use: Non
 @pytest.fixture
 def from_tiny(home: Path, monkeypatch: pytest.MonkeyPatch, tiny_gguf: tuple[Path, SteeredModel]):
     """A tiny GGUF file takes the place of the package's."""
-    monkeypatch.setattr(embedded, "_checked_gguf", lambda: tiny_gguf[0])
+    monkeypatch.setattr(embedded, "embedded_gguf", lambda: tiny_gguf[0])
 
 
 def package(monkeypatch: pytest.MonkeyPatch, origin: Path | None, gguf: bool = True) -> None:
@@ -167,7 +167,7 @@ def slow(gguf, folder):
     time.sleep(0.3)
     folder.mkdir()
 
-embedded._checked_gguf, embedded._convert = lambda: Path("any.gguf"), slow
+embedded.embedded_gguf, embedded._convert = lambda: Path("any.gguf"), slow
 print(embedded.embedded_checkpoint())
 """
 

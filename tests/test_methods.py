@@ -671,7 +671,7 @@ def test_a_run_killed_behind_its_last_answer_can_be_resumed(
 
     wanted, _ = answers(resume=False)
     with monkeypatch.context() as patched:
-        patched.setattr(BaseVectorApplier, "_save", killed)
+        patched.setattr("steer.applier.save_results", killed)
         with pytest.raises(KeyboardInterrupt):
             answers(resume=False)
     found, report = answers(resume=True)

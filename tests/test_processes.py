@@ -192,6 +192,24 @@ def test_two_processes_make_the_vectors_of_one_by_every_method(crew: Crew, launc
     assert again.said.count("already made") == len(METHODS)
 
 
+LISTING = """
+import atexit, os, sys
+def tell():
+    threads = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+    print("left behind:", [name for name in threads if "gloo" in name], file=sys.stderr)
+atexit.register(tell)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads are not listed here")
+def test_no_thread_of_the_exchange_is_left_when_a_process_ends(crew: Crew):
+    # One that is may abort the process (SIGABRT), now and then.
+    for one in crew.run("vectors_generate.py", dict.fromkeys(range(2), LISTING)):
+        assert one.status == 0, one.said
+        assert "left behind: []" in one.said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pairs, number", [(3, 2), (1, 3)], ids=["uneven", "fewer than processes"])
 @pytest.mark.parametrize("method", ["caa", "pca"])

@@ -8,6 +8,7 @@ import torch
 
 from steer.engines.options import EngineOptions
 from steer.engines.recipes import Recipe, layout_of
+from steer.engines.replicas import Replicas
 from steer.engines.vllm import VLLMEngine
 from steer.engines.vllm_sampling import check_known
 from steer.models import SteeredModel
@@ -32,7 +33,7 @@ class EngineOfRun:
 
     def __init__(self, options: EngineOptions, source: ModelSource, model: SteeredModel) -> None:
         self.options, self.source, self.model = options, source, model
-        self.started: VLLMEngine | None = None
+        self.started: VLLMEngine | Replicas | None = None
         if self.is_vllm:
             _refuse_what_vllm_does_otherwise(source)
 
@@ -43,7 +44,7 @@ class EngineOfRun:
 
     def ready_for(
         self, recipes: Sequence[Recipe], params: Mapping[str, Any] | None = None
-    ) -> VLLMEngine | None:
+    ) -> VLLMEngine | Replicas | None:
         """The engine, able to do `recipes`; None where transformers answers itself.
 
         Raises:
@@ -63,7 +64,12 @@ class EngineOfRun:
         self._make_room()
         path, _ = self.source.place()
         dtype = str(self.model.model.dtype).removeprefix("torch.")
-        self.started = VLLMEngine(self.model, str(path), dtype, layout, self.options)
+
+        def start() -> VLLMEngine:
+            return VLLMEngine(self.model, str(path), dtype, layout, self.options)
+
+        number = self.options.vllm_data_parallel_size
+        self.started = start() if number == 1 else Replicas(start, number, self.options.gpus)
         return self.started
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Which engine answers, and how vLLM is started."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from steer.build import check_value, pick
@@ -24,6 +24,7 @@ class EngineOptions:
         vllm_max_model_len: Longest prompt and answer, in tokens; the model's own where null.
         vllm_tensor_parallel_size: Over how many GPUs each layer is split.
         vllm_pipeline_parallel_size: Over how many the layers are shared out.
+        vllm_data_parallel_size: How many engines, each with the whole model, share the prompts.
         vllm_slots: Recipes that one batch can mix, and one for what is not steered.
         vllm_params: More for vLLM's `EngineArgs`.
     """
@@ -35,6 +36,7 @@ class EngineOptions:
     vllm_max_model_len: int | None = None
     vllm_tensor_parallel_size: int = 1
     vllm_pipeline_parallel_size: int = 1
+    vllm_data_parallel_size: int = 1
     vllm_slots: int = 65
     vllm_params: dict[str, Any] = field(default_factory=dict)
 
@@ -43,8 +45,9 @@ class EngineOptions:
         if self.vllm_enable:
             self.engine = "vllm"
         pick("engine", self.engine, dict.fromkeys(ENGINES))
-        for name in ("vllm_tensor_parallel_size", "vllm_pipeline_parallel_size"):
-            check_value(name, getattr(self, name), "1 or more", getattr(self, name) >= 1)
+        for name in ("tensor", "pipeline", "data"):
+            size = f"vllm_{name}_parallel_size"
+            check_value(size, getattr(self, size), "1 or more", getattr(self, size) >= 1)
         check_value("vllm_slots", self.vllm_slots, "2 or more", self.vllm_slots >= 2)
         share = self.vllm_gpu_memory_utilization
         check_value(
@@ -53,6 +56,16 @@ class EngineOptions:
         )
         if taken := sorted(set(self.vllm_params) & set(OURS)):
             raise ValueError(f"vllm_params must leave {', '.join(taken)} to steering")
+        own = {f.name for f in fields(EngineOptions)}
+        if named := sorted(name for name in self.vllm_params if f"vllm_{name}" in own):
+            raise ValueError(
+                f"vllm_params names {', '.join(named)}: set {', '.join(f'vllm_{n}' for n in named)}"
+            )
+
+    @property
+    def gpus(self) -> int:
+        """That one engine takes."""
+        return self.vllm_tensor_parallel_size * self.vllm_pipeline_parallel_size
 
     def engine_args(self) -> dict[str, Any]:
         """For vLLM's `EngineArgs`."""

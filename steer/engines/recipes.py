@@ -66,10 +66,7 @@ class Room:
         Raises:
             ValueError: There is never room for that many.
         """
-        if size > self.slots:
-            raise ValueError(
-                f"a recipe takes {size} slots, there are {self.slots}: set vllm_slots higher"
-            )
+        self.check(size)
         missing, leaving = sum(self.sizes.values()) + size - self.slots, []
         for name in self.sizes:
             if missing <= 0:
@@ -78,6 +75,13 @@ class Room:
                 leaving.append(name)
                 missing -= self.sizes[name]
         return leaving if missing <= 0 else None
+
+    def check(self, size: int) -> None:
+        """Raise a ValueError for a size that there is never room for."""
+        if size > self.slots:
+            raise ValueError(
+                f"a recipe takes {size} slots, there are {self.slots}: set vllm_slots higher"
+            )
 
     def put(self, name: str, size: int) -> None:
         """Note that a recipe has slots now."""

@@ -1,9 +1,8 @@
 """vLLM as an engine: the same interventions at serving speed, a recipe of its own a request."""
 
 import itertools
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, tensor
@@ -20,6 +19,7 @@ from steer.engines.recipes import (
     size_of,
 )
 from steer.engines.vllm_sampling import sampling_of
+from steer.engines.vllm_start import start_vllm
 from steer.engines.wire import pack
 from steer.models import Answer, SteeredModel
 from steer.models.generation import answer_of_ids, settings_of
@@ -27,15 +27,8 @@ from steer.models.interventions import Place
 from steer.models.slots import Layout, joined
 from steer.models.tally import CountedTally, Tally
 
-WORKER = "steer.engines.vllm_worker.SteeringWorker"
 # The keys of vllm_worker, which only vLLM's processes import.
-CONFIG, RECIPE = "steer", "steer_recipe"
-ENVIRONMENT = {
-    # GiB; without them vLLM on a CPU takes what is there.
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    # A hundred lines at every start hide what a run says; errors are shown.
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
+RECIPE, START = "steer_recipe", "steer_start"
 
 
 class VLLMEngine:
@@ -51,6 +44,9 @@ class VLLMEngine:
         layout: What can be steered, see `layout_of`; graphs are made for it.
         options: How vLLM is started.
 
+    Attributes:
+        passes: By place, how many that steered a token have been counted, whatever the recipe.
+
     Raises:
         ModuleNotFoundError: vLLM is not installed.
     """
@@ -65,9 +61,10 @@ class VLLMEngine:
     ) -> None:
         self.model, self.layout, self.options = model, layout, options
         self.room = Room(options.vllm_slots - 1)
+        self.passes: Counter[Place] = Counter()
         self._counted: dict[Place, CountedTally] = {}
         self._numbers = itertools.count()
-        self.llm = _start(path, dtype, self.layout, options)
+        self.llm = start_vllm(path, dtype, self.layout, options)
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether the engine was started with what `recipe` needs."""
@@ -80,7 +77,7 @@ class VLLMEngine:
         recipes: Sequence[Recipe],
         seeds: Sequence[Sequence[int]],
         tally: Tally | None = None,
-    ) -> Iterator[tuple[list[int], list[Answer]]]:
+    ) -> Generator[tuple[list[int], list[Answer]]]:
         """Yield `(rows, answers)` as they are finished.
 
         Args:
@@ -152,35 +149,35 @@ class VLLMEngine:
         distinct = {id(recipe): recipe for recipe in recipes}
         name = {number: name_of(recipe) for number, recipe in distinct.items()}
         names = [name[id(recipe)] for recipe in recipes]
-        self._collect(self.room.sizes)
+        self.collect(self.room.sizes)
         self._counted = {}
         waiting, running = deque(range(len(prompts))), dict[str, int]()
         try:
             while waiting or running:
-                while waiting and self._admit(names[waiting[0]], recipes[waiting[0]]):
+                while waiting and self.admit(names[waiting[0]], recipes[waiting[0]]):
                     row = waiting.popleft()
-                    request = self._add(
+                    request = self.send(
                         prompts[row], params[row], recipes[row], names[row], starts[row]
                     )
                     running[request] = row
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         row = running.pop(output.request_id)
-                        self._release(names[row])
+                        self.release(names[row])
                         yield row, output if whole else output.outputs[0]
         finally:
             # A caller that stops early, or Ctrl-C, must not leave requests to the next one.
             self.llm.llm_engine.abort_request(list(running))
             for row in running.values():
-                self._release(names[row])
-        self._collect(self.room.sizes)
+                self.release(names[row])
+        self._keep(self.collect(self.room.sizes))
         gated = {e.place: e.edit.gated for recipe in distinct.values() for e in recipe}
         for place, counted in self._counted.items():
             counted.gated = gated[place]
         if tally is not None:
             tally |= self._counted
 
-    def _add(
+    def send(
         self,
         prompt: Sequence[int],
         params: Mapping[str, Any],
@@ -188,9 +185,10 @@ class VLLMEngine:
         name: str | None,
         start: int,
     ) -> str:
+        """Hand a request to vLLM; the number that its outputs bear."""
         from vllm import SamplingParams
 
-        extra = {} if name is None else {RECIPE: name}
+        extra = {} if name is None else {RECIPE: name, START: start}
         chosen = SamplingParams(**params, extra_args=extra)
         # Keys and values depend on the steering: two recipes must never share a block of them.
         salt = {} if name is None else {"cache_salt": salt_of(recipe, name, start)}
@@ -200,7 +198,7 @@ class VLLMEngine:
         self.llm.llm_engine.add_request(number, request, chosen)
         return number
 
-    def _admit(self, name: str | None, recipe: Recipe) -> bool:
+    def admit(self, name: str | None, recipe: Recipe) -> bool:
         """Count a request of a recipe, which is installed if it is not; False where no room is."""
         if name is None:
             return True
@@ -209,7 +207,7 @@ class VLLMEngine:
             if leaving is None:
                 return False
             for other in leaving:
-                self._collect([other])
+                self._keep(self.collect([other]))
                 self._call("steer_remove", other)
                 self.room.forget(other)
             self._install(name, acting(recipe))
@@ -218,7 +216,12 @@ class VLLMEngine:
         return True
 
     def _install(self, name: str, edits: Recipe) -> None:
-        found = self._call("steer_add", name, pack(edits))
+        try:
+            found = self._call("steer_add", name, pack(edits))
+        except RuntimeError:
+            # All workers must have the same recipes: slots are given in turn.
+            self._call("steer_remove", name)
+            raise
         workers = self.options.vllm_tensor_parallel_size
         places = [place for one in found for place in one["places"]]
         for place in {edit.place for edit in edits}:
@@ -228,27 +231,34 @@ class VLLMEngine:
                     f"{len(found)} have it: the answers would not be steered ones"
                 )
 
-    def _release(self, name: str | None) -> None:
+    def release(self, name: str | None) -> None:
+        """Note that a request of a recipe is over."""
         if name is not None:
             self.room.requests[name] -= 1
 
-    def _collect(self, names: Iterable[str]) -> None:
+    def collect(self, names: Iterable[str]) -> dict[Place, CountedTally]:
         """Fetch what recipes did since the last time; the workers count anew."""
         found = self._call("steer_counts", list(names))
         by_place: dict[Place, list[Sequence[float]]] = {}
         for worker in found:
             for place, counts in worker["counts"]:
                 by_place.setdefault(place, []).append(counts)
+        counted: dict[Place, CountedTally] = {}
         for place, workers in by_place.items():
             # Workers that share a layer must have done the same.
             if len({counts[:2] for counts in map(tuple, workers)}) > 1:
                 raise RuntimeError(f"workers disagree on what they steered at {place}: {workers}")
             tokens, changed, ratio, passes = workers[0]
-            if passes:
-                counted = self._counted.setdefault(place, CountedTally())
-                counted.add(
-                    CountedTally(passes=int(passes), sums=(int(tokens), int(changed), ratio))
-                )
+            self.passes[place] += int(passes)
+            # Passes are a place's, and went to the recipe that was asked about first.
+            if passes or tokens:
+                sums = (int(tokens), int(changed), ratio)
+                counted[place] = CountedTally(passes=int(passes), sums=sums)
+        return counted
+
+    def _keep(self, counted: Mapping[Place, CountedTally]) -> None:
+        for place, counts in counted.items():
+            self._counted.setdefault(place, CountedTally()).add(counts)
 
     def _call(self, method: str, *args: Any) -> list[dict[str, Any]]:
         """What each worker answers.
@@ -261,28 +271,3 @@ class VLLMEngine:
         if failed:
             raise RuntimeError(f"{method} failed in vLLM; {'; '.join(failed)}")
         return found
-
-
-def _start(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"engine: vllm needs vLLM ({error}): install the extra vllm, or set engine: hf"
-        ) from error
-    stages = {str(place): stages for place, stages in layout.items() if place not in HEAD}
-    steering = {
-        "slots": options.vllm_slots,
-        "stages": stages,
-        "head": any(place in HEAD for place in layout),
-    }
-    return LLM(
-        model=path,
-        dtype=dtype,  # type: ignore[arg-type]
-        worker_cls=WORKER,
-        additional_config={CONFIG: steering},
-        use_tqdm_on_load=False,
-        **options.engine_args(),
-    )

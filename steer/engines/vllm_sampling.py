@@ -1,12 +1,13 @@
 """transformers' generation settings in vLLM's words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import GenerationConfig
 
-from steer.models.sampling import DEFAULT_TOP_K, WARPERS
+from steer.models.request import Manner
+from steer.models.sampling import WARPERS, warpers_of
 
 # Parameters that mean the same here and there, or that have no meaning there.
 KNOWN = (
@@ -39,7 +40,25 @@ def sampling_of(config: GenerationConfig, limit: int, seed: Sequence[int]) -> di
         "stop": [stops] if isinstance(stops, str) else stops,
         "include_stop_str_in_output": True,
         "detokenize": bool(stops),
-        **(_drawn(config, seed) if config.do_sample else {"temperature": 0.0}),
+        **_drawn(warpers_of(config) if config.do_sample else None, seed),
+    }
+
+
+def sampling_for(manner: Manner, limit: int, seed: Sequence[int]) -> dict[str, Any]:
+    """The same for a request whose answer's text, and stop strings in it, are seen to elsewhere.
+
+    Args:
+        manner: How its tokens are chosen.
+        limit: As for `sampling_of`.
+        seed: As there.
+    """
+    return {
+        "max_tokens": limit,
+        "min_tokens": manner.min_new,
+        "repetition_penalty": manner.penalty,
+        "stop_token_ids": sorted(manner.ends.tokens),
+        "detokenize": False,
+        **_drawn(manner.warpers, seed),
     }
 
 
@@ -56,16 +75,14 @@ def check_known(config: GenerationConfig) -> None:
         )
 
 
-def _drawn(config: GenerationConfig, seed: Sequence[int]) -> dict[str, Any]:
-    top_k = DEFAULT_TOP_K if config.top_k is None else config.top_k
+def _drawn(warpers: Mapping[str, float] | None, seed: Sequence[int]) -> dict[str, Any]:
+    """Arguments for sampling as `warpers_of` has it; for greedy search where None."""
+    if warpers is None:
+        return {"temperature": 0.0}
     return {
-        "temperature": _or(config.temperature, 1.0),
-        "top_p": _or(config.top_p, 1.0),
-        "top_k": top_k,
-        "min_p": _or(config.min_p, 0.0),
+        "temperature": warpers.get("temperature", 1.0),
+        "top_p": warpers.get("top_p", 1.0),
+        "top_k": int(warpers.get("top_k", 0)),
+        "min_p": warpers.get("min_p", 0.0),
         "seed": int(np.random.SeedSequence(list(seed)).generate_state(1)[0]),
     }
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -30,6 +30,8 @@ else:
 CONFIG = "steer"
 # In a request's `SamplingParams.extra_args`: the name of its recipe.
 RECIPE = "steer_recipe"
+# Beside it: how many tokens come before the answer, where the prompt holds an answer to be scored.
+START = "steer_start"
 
 
 class SteeringWorker(PlatformWorker):  # type: ignore[misc]
@@ -53,8 +55,9 @@ class SteeringWorker(PlatformWorker):  # type: ignore[misc]
             return {"error": f"{type(error).__name__}: {error}"}
 
     def steer_remove(self, name: str) -> dict[str, Any]:
-        """Take a recipe out that no request names any more."""
-        self.steering.book.remove(name)
+        """Take a recipe out that no request names any more, if it is here."""
+        if name in self.steering.book.lines:
+            self.steering.book.remove(name)
         return {}
 
     def steer_counts(self, names: list[str]) -> dict[str, Any]:
@@ -148,7 +151,8 @@ class Steering:
             self.read.pop(request, None)
         for new in output.scheduled_new_reqs:
             extra = getattr(new.sampling_params, "extra_args", None) or {}
-            self.rows[new.req_id] = (self._line(extra.get(RECIPE)), new.prompt_len)
+            start = extra.get(START, new.prompt_len)
+            self.rows[new.req_id] = (self._line(extra.get(RECIPE)), start)
             self.read[new.req_id] = new.num_computed_tokens
         cached = output.scheduled_cached_reqs
         self.read.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -176,8 +180,8 @@ class Steering:
         self.head_index[: len(last)] = self.index[last]
 
     def _slots(self, request: str) -> np.ndarray:
-        line, prompt = self.rows[request]
-        return line.at(self.read[request] - prompt, self.scheduled[request])
+        line, start = self.rows[request]
+        return line.at(self.read[request] - start, self.scheduled[request])
 
     def add(self, name: str, edits: Sequence[EditTensor]) -> list[Place]:
         """Take a recipe in; its places in this worker."""

