@@ -186,7 +186,9 @@ def on_device(edit: D, device: torch.device) -> D:
 
 def describe(intervention: Intervention) -> dict[str, Any]:
     """What an intervention is, as JSON-like values; tensors by their SHA-256."""
-    return {"kind": type(intervention).__name__, **_plain(intervention)}
+    found = {"kind": type(intervention).__name__, **_plain(intervention)}
+    # Runs from before there were gates can be resumed.
+    return {k: v for k, v in found.items() if k != "gate" or v is not None}
 
 
 def _plain(value: Any) -> Any:
