@@ -6,7 +6,7 @@ phase's section of the method file (`generate:` or `apply:`), the rest of the me
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ from steer.method_files import (
     respelled,
 )
 from steer.methods import METHODS_CLASS_DICT
-from steer.models import ChatFormat
-from steer.models.load import ModelSource
+from steer.models.load import ModelAndChat
 from steer.secrets import refuse_secrets
 
 REPORTS = ("off", "basic", "full")
@@ -52,7 +51,7 @@ ALWAYS = (*WITHOUT_EFFECT, "steer_from_end_position")
 
 
 @dataclass(kw_only=True)
-class Settings(ModelSource, ChatFormat, EngineOptions):
+class Settings(ModelAndChat, EngineOptions):
     """The top of a config; see `ModelSource`, `ChatFormat` and `EngineOptions` for the rest.
 
     Attributes:
@@ -119,16 +118,6 @@ class Settings(ModelSource, ChatFormat, EngineOptions):
         check_value("seed", self.seed, "0 or more and below 2**32", 0 <= self.seed < 2**32)
         check_value("num_responses", self.num_responses, "1 or more", self.num_responses >= 1)
         self.check_engine()
-
-    @property
-    def source(self) -> ModelSource:
-        """The model."""
-        return ModelSource(**{f.name: getattr(self, f.name) for f in fields(ModelSource)})
-
-    @property
-    def chat(self) -> ChatFormat:
-        """How text is put before it."""
-        return ChatFormat(**{f.name: getattr(self, f.name) for f in fields(ChatFormat)})
 
 
 # What a method file may say for the top level. The value of a list depends on all method files.

@@ -227,6 +227,15 @@ def test_fewer_settings_go_on_where_the_machine_is_slower_than_it_was():
     assert len(judge.asked[1][0]) == 5
 
 
+def test_where_nothing_is_left_a_few_settings_are_tried_all_the_same():
+    judge = KnownJudge(18, 8)
+    candidates = [Candidate("caa", 1, n / 100) for n in range(1, 28)]
+    tried, left = halve(candidates, lambda one: one.dose, judge, 1.0, lambda: 0.0)
+    assert [len(names) for names, *_ in judge.asked] == [3, 3]
+    assert [one.candidate for one in tried] == candidates[:3]
+    assert len(left) == 3
+
+
 # ---- choosing ----
 
 

@@ -22,6 +22,7 @@ from transformers import (
 from steer import processes
 from steer.build import pick
 from steer.files import find, fingerprint
+from steer.models.chat import ChatFormat
 from steer.models.embedded import EMBEDDED, embedded_checkpoint
 from steer.models.steered_model import SteeredModel
 
@@ -187,6 +188,21 @@ class ModelSource:
             **({"quantization_config": settings} if quantised else {}),
             **self.model_kwargs,
         }
+
+
+@dataclass(kw_only=True)
+class ModelAndChat(ModelSource, ChatFormat):
+    """A model, and how text is put before it."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The model."""
+        return ModelSource(**{f.name: getattr(self, f.name) for f in fields(ModelSource)})
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How text is put before it."""
+        return ChatFormat(**{f.name: getattr(self, f.name) for f in fields(ChatFormat)})
 
 
 # Weights that somebody still holds, and the ones read last: a generator may be gone before the

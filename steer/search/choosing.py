@@ -12,6 +12,9 @@ from steer.search.damage import Answers, Damage
 from steer.search.halving import Tried
 from steer.search.settings import Limits
 
+# Of the pick's effect: a smaller difference may be sure, and still of no use to anyone.
+NEGLIGIBLE = 0.05
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -80,6 +83,6 @@ def _nothing(finalists: Sequence[Tried], limits: Limits) -> str:
 
 
 def _is_worse(one: Tried, best: Tried) -> bool:
-    """Whether the 95 % interval of the difference, pair by pair, is all on one side."""
+    """Whether the difference, pair by pair, is surely (95 %) more than negligible."""
     low, _ = bootstrap(torch.tensor(best.changes) - torch.tensor(one.changes))
-    return low > 0
+    return low > NEGLIGIBLE * best.mean

@@ -126,16 +126,16 @@ def halve(
         for number, rung in enumerate(steps):
             room = left_over()
             work = rung.pairs - before.pairs + rung.texts - before.texts
-            most = max(int(room / (cost * work)), FEWEST) if number and cost else rung.settings
-            most = most if room else FEWEST
-            left = left[: min(rung.settings, most)]
+            # What the first rung costs is planned already, unless there is nothing left for it.
+            most = int(room / (cost * work)) if cost else rung.settings * bool(room)
+            left = left[: min(rung.settings, max(most, FEWEST))]
             _try(left, interventions, judge, before, rung)
             cost = (room - left_over()) / (len(left) * work)
             slack = 1.0 if number == len(steps) - 1 else SLACK
             left = sorted(left, key=lambda one, most=slack * max_kl: _place(one, most))
             before = rung
             bar.update(len(left))
-    return tried, left
+    return [one for one in tried if one.changes], left
 
 
 def _try(

@@ -9,8 +9,7 @@ from steer.datasets import SOURCES
 from steer.method_files import field_names, respelled
 from steer.methods import METHODS_CLASS_DICT
 from steer.methods.activation_addition import POSITIONS
-from steer.models import ChatFormat
-from steer.models.load import ModelSource
+from steer.models.load import ModelAndChat
 from steer.secrets import refuse_secrets
 
 # Methods that learn from pairs: what a search can compare.
@@ -37,7 +36,7 @@ class Limits:
 
 
 @dataclass(kw_only=True)
-class SearchSettings(ModelSource, ChatFormat, Limits):
+class SearchSettings(ModelAndChat, Limits):
     """What is searched, by what, and how long; see also `ModelSource`, `ChatFormat`, `Limits`.
 
     Attributes:
@@ -132,21 +131,11 @@ class SearchSettings(ModelSource, ChatFormat, Limits):
         return TRAINABLE if self.bake_off else USUAL
 
     @property
-    def source(self) -> ModelSource:
-        """The model."""
-        return ModelSource(**{f.name: getattr(self, f.name) for f in fields(ModelSource)})
-
-    @property
-    def chat(self) -> ChatFormat:
-        """How text is put before it."""
-        return ChatFormat(**{f.name: getattr(self, f.name) for f in fields(ChatFormat)})
-
-    @property
     def limits(self) -> Limits:
         """The price that steering may have."""
         return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
     def of_every_run(self) -> Mapping[str, Any]:
         """Keys of a run's config that are the same for every method."""
-        names = (*field_names(ModelSource), *field_names(ChatFormat), "seed", "batch_size")
+        names = (*field_names(ModelAndChat), "seed", "batch_size")
         return {name: getattr(self, name) for name in names}

@@ -188,8 +188,8 @@ def _remarks(verdict: Verdict) -> list[str]:
     shuffles, own = verdict.controls[SHUFFLED], verdict.on_control_pairs or 0.0
     if verdict.beaten(SHUFFLED) == len(shuffles) and max(shuffles) > (1 - TIE) * own > 0:
         return [
-            "taught by shuffled labels the method finds the same direction: the labels decide its "
-            "sign alone"
+            "Taught by shuffled labels the method finds the same direction: the labels decide its "
+            "sign alone."
         ]
     return []
 
