@@ -1,7 +1,6 @@
 """A model whose decoding steps are compiled graphs, with the banks that steer it inside them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from types import FunctionType
@@ -9,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from torch import Tensor
+from transformers import DynamicCache
 
 from steer.models.banks import ANY, NO_SLOT, Bank
 from steer.models.batching import PASS_TOKENS, padded
+from steer.models.grouped_attention import grouped
 from steer.models.hooks import edit_input, edit_output
 from steer.models.interventions import HEAD_INPUT, LOGITS, Place
 from steer.models.request import can_refill
@@ -25,17 +23,14 @@ from steer.models.steered_model import SteeredModel
 
 HEAD = (HEAD_INPUT, LOGITS)
 WINDOWED = "sliding_attention"
-# Our attention in transformers' table.
-GROUPED = "steer_grouped"
 # Passes before a CUDA graph is captured, in which kernels choose their settings.
 WARM_UP = 3
 
 
 class CompiledModel:
-    """A second tree of modules over a model's weights: banks are in it for good, before it is
-    compiled, and the model itself stays as it was.
+    """A second tree of modules over a model's weights, with banks in it.
 
-    Prompts are read without compiling, by `read`; a `Frame` says token after token.
+    They are there before it is compiled, and for good; the model itself stays as it was. Prompts are read without compiling, by `read`; a `Frame` says token after token.
 
     Attributes:
         twin: The second tree.
@@ -208,7 +203,7 @@ class Frame:
         return made.get(None, made)
 
     def _run(self) -> Tensor:
-        with _grouped(self.model.twin.model.config):
+        with grouped(self.model.twin.model.config):
             return self._compiled(self)
 
     @torch.no_grad()
@@ -272,38 +267,3 @@ def _windows(model: SteeredModel) -> Mapping[str | None, int | None]:
     if not hasattr(config, "layer_types"):
         return {None: window}
     return {kind: window if kind == WINDOWED else None for kind in set(config.layer_types)}
-
-
-@contextmanager
-def _grouped(config: Any) -> Iterator[None]:
-    """While open, sdpa does not repeat keys and values for the heads that share them."""
-    before = config._attn_implementation
-    if before == "sdpa":
-        config._attn_implementation = GROUPED
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one token a row: heads that share keys are that many queries of one head."""
-    if options.get("position_bias") is not None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
-    rows, heads, _, width = query.shape
-    folded = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    out = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, value.shape[-1]), None
-
-
-AttentionInterface.register(GROUPED, _grouped_attention)
