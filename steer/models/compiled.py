@@ -30,7 +30,8 @@ WARM_UP = 3
 class CompiledModel:
     """A second tree of modules over a model's weights, with banks in it.
 
-    They are there before it is compiled, and for good; the model itself stays as it was. Prompts are read without compiling, by `read`; a `Frame` says token after token.
+    They are there before it is compiled, and for good; the model itself stays as it was.
+    Prompts are read without compiling, by `read`; a `Frame` says token after token.
 
     Attributes:
         twin: The second tree.
@@ -105,6 +106,9 @@ class CompiledModel:
         numbers = (mask.cumsum(dim=-1) - 1).clamp_min(0)
         self.place(slots)
         before = [(b.counts.clone(), b.passes.clone()) for b in self.book.banks.values()]
+        used = set(np.unique(slots).tolist())
+        for bank in self.book.banks.values():
+            bank.rests = used.isdisjoint(bank.filled)
         try:
             logits = self.logits(ids, mask, numbers, cache)
         except BaseException:
@@ -136,7 +140,7 @@ class CompiledModel:
         """
         found = {}
         for place, bank in self.book.banks.items():
-            acting = [slot for slot in slots if bank.acts[slot]]
+            acting = sorted(bank.filled.intersection(slots))
             wanted = int(self.expected[int(place in HEAD), acting].sum())
             found[place] = counts = bank.taken(slots)
             if counts[0] != wanted:

@@ -15,7 +15,7 @@ GROUPED = "steer_grouped"
 
 @contextmanager
 def grouped(config: Any) -> Iterator[None]:
-    """While open, sdpa, where `config` asks for it, does not repeat keys and values for the heads that share them."""
+    """While open, a model of `config` has this attention, where it had sdpa."""
     before = config._attn_implementation
     if before == "sdpa":
         config._attn_implementation = GROUPED
