@@ -15,11 +15,18 @@ wait for their longest answer; (steer) a finished row's place is taken by the ne
 
 So many recipes, two layers each, given to the rows in turn: (mixed) all in one batch; (one) the
 first for every row; (plain) none.
+
+    python benchmarks/generation.py --shape llama3-8b --prompts 64 --tokens 64 --batch-size 64 --compile
+
+Compiled steps against (dynamic), this library's steps with a growing cache, one block steered:
+(bare) without anything that could steer; (idle) ready to steer every block, with nothing in force;
+(one) so, and one block steered; (every) all of them; (single) ready to steer one block alone.
 """
 
 from collections.abc import Callable
 
 import torch
+from _compiled import of_compiled
 from _measure import interleaved, load, made_up_pairs, parser, ratio, report
 from _refilling import drawn, fixed, recipes, refilled
 from torch import nn
@@ -126,6 +133,9 @@ RATIOS = [
     ("fixed", "steer"),
     ("one", "mixed"),
     ("plain", "mixed"),
+    ("dynamic", "one"),
+    ("dynamic", "bare"),
+    *((name, "bare") for name in ("idle", "single", "one", "every")),
 ]
 
 
@@ -147,6 +157,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--lengths", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"))
     options.add_argument("--recipes", type=int)
+    options.add_argument("--compile", action="store_true")
     given = options.parse_args()
     number, tokens, repetitions = given.prompts, given.tokens, given.repetitions
     if given.quick:
@@ -154,7 +165,9 @@ def main() -> None:
     model = load(given.shape, given.device)
     model.model.requires_grad_(False)
     prompts, size = prompts_of(model, given.shape, number), given.batch_size
-    if given.lengths:
+    if given.compile:
+        runs = of_compiled(model, prompts, tokens, size)
+    elif given.lengths:
         runs = of_lengths(model, prompts, drawn(number, *given.lengths), size)
     elif given.recipes:
         runs = of_recipes(model, prompts, tokens, size, given.recipes)

@@ -66,7 +66,8 @@ class BaseVectorApplier:
         )
         shared = model or model_for(self.settings, self.settings.source, weights=weights)
         self.model = SteeredModel(shared.model, shared.tokenizer)
-        self.engine = EngineOfRun(self.settings, self.settings.source, self.model)
+        size = self.settings.batch_size
+        self.engine = EngineOfRun(self.settings, self.settings.source, self.model, size)
         self.reports: dict[str, SteeringReport] = {}
         self._folds: Folds = {}
         self._judged: dict[str, Judgement] = {}
@@ -272,7 +273,7 @@ class BaseVectorApplier:
             report.why_not["effect"] = judged.source
         plain = [answer for name, answer in found.items() if name.endswith("/orig")]
         steered = [answer for name, answer in found.items() if not name.endswith("/orig")]
-        vllm = self.engine.ready_for([])
+        vllm = self.engine.scoring()
         score = vllm.log_probs if vllm else partial(answer_log_probs, self.model, interventions=[])
         report.perplexity_ratio = perplexity_ratio(score, steered, plain)
         if not plain:

@@ -12,11 +12,12 @@ OURS = ("model", "worker_cls", "additional_config", "speculative_config", "dtype
 
 @dataclass(kw_only=True)
 class EngineOptions:
-    """The engine of a run; all but `engine` are vLLM's.
+    """The engine of a run; what begins with `vllm_` is vLLM's.
 
     Attributes:
         engine: `hf` (transformers), or `vllm`, which answers at serving speed and needs the extra
             `vllm`. Vectors are made by `hf` in any case.
+        compile: Whether `hf` answers with compiled steps: pays on a GPU, and for long lists.
         vllm_enable: EasyEdit2's spelling of `engine: vllm`.
         vllm_enforce_eager: Whether vLLM neither compiles nor captures graphs: starts sooner.
         vllm_gpu_memory_utilization: Share of a GPU's memory that vLLM takes; its default where
@@ -30,6 +31,7 @@ class EngineOptions:
     """
 
     engine: str = "hf"
+    compile: bool = False
     vllm_enable: bool = False
     vllm_enforce_eager: bool = False
     vllm_gpu_memory_utilization: float | None = None
@@ -45,6 +47,10 @@ class EngineOptions:
         if self.vllm_enable:
             self.engine = "vllm"
         pick("engine", self.engine, dict.fromkeys(ENGINES))
+        if self.compile and self.engine == "vllm":
+            raise ValueError(
+                "compile is for engine: hf, and vLLM compiles by itself: set compile: false"
+            )
         for name in ("tensor", "pipeline", "data"):
             size = f"vllm_{name}_parallel_size"
             check_value(size, getattr(self, size), "1 or more", getattr(self, size) >= 1)

@@ -5,7 +5,6 @@ them. Before each pass the slots of its tokens are written; recipes come and go 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from steer.engines.wire import unpack
 from steer.models.banks import ANY, Bank
-from steer.models.interventions import HEAD_INPUT, LOGITS, EditTensor, Place, on_device
+from steer.models.interventions import HEAD_INPUT, LOGITS, EditTensor, Place, moved
 from steer.models.layout import list_of
 from steer.models.slots import NOTHING, Line, SlotBook
 
@@ -185,16 +184,12 @@ class Steering:
 
     def add(self, name: str, edits: Sequence[EditTensor]) -> list[Place]:
         """Take a recipe in; its places in this worker."""
-        return self.book.add(name, [_moved(edit, self.device) for edit in edits])
+        return self.book.add(name, [moved(edit, self.device) for edit in edits])
 
     def counts(self, names: Sequence[str]) -> list[tuple[Place, list[float]]]:
         """By place: tokens, tokens changed, sum of |change| / |residual|, passes; then zeros."""
         slots = [slot for name in names for slot in self.book.slots_of(name)]
         return [(place, bank.taken(slots)) for place, bank in self.book.banks.items()]
-
-
-def _moved(edit: EditTensor, device: torch.device) -> EditTensor:
-    return replace(edit, edit=on_device(edit.edit, device))
 
 
 def _hook(bank: Bank) -> Any:

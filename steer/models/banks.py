@@ -40,7 +40,9 @@ class Bank(nn.Module):
         index: [most tokens of a pass], int64, shared by all banks of a model: each token's slot.
         counts: [slots, 3], float64: tokens, tokens changed, sum of |change| / |residual|.
         acts: [slots], bool: whether a slot does anything here.
+        filled: The slots for which it holds, known without asking a GPU.
         passes: Number of passes that had a token in such a slot.
+        rests: Whether to do nothing, in passes that are not compiled and have no token to steer.
     """
 
     index: Tensor
@@ -60,6 +62,8 @@ class Bank(nn.Module):
         self.register_buffer("acts", acts, persistent=False)
         passes = torch.zeros((), dtype=torch.int64, device=device)
         self.register_buffer("passes", passes, persistent=False)
+        self.filled: set[int] = set()
+        self.rests = False
         self.stages = nn.ModuleList(
             Calls(slots) if ANY in stage else Directions(width, slots, stage, device)
             for stage in stages
@@ -73,6 +77,9 @@ class Bank(nn.Module):
             residual: What the model adds to it only later, where it keeps the two apart: the edit
                 is of the sum, and its change goes into `hidden`.
         """
+        # The compiler answers the first question for good: a graph always steers.
+        if not torch.compiler.is_compiling() and self.rests:
+            return hidden
         flat = hidden.flatten(0, -2)
         slot = self.index[: flat.shape[0]]
         before = flat.float()
@@ -103,12 +110,15 @@ class Bank(nn.Module):
         for stage, edit in zip(self.stages, placed, strict=True):
             cast(Directions | Calls, stage).write(slot, edit)
         self.acts[slot] = bool(edits)
+        (self.filled.add if edits else self.filled.discard)(slot)
         self.counts[slot] = 0
 
     def taken(self, slots: Sequence[int]) -> list[float]:
         """Counts of those of `slots` that act here, summed, and passes; they begin again at 0."""
-        chosen = [slot for slot in slots if self.acts[slot]]
-        found = [*self.counts[chosen].sum(0).tolist(), int(self.passes)]
+        chosen = sorted(self.filled.intersection(slots))
+        # One answer of a GPU, for which the processor waits.
+        found = [*self.counts[chosen].sum(0), self.passes.to(self.counts.dtype)]
+        found = torch.stack(found).tolist()
         self.counts[chosen] = 0
         self.passes.zero_()
         return found

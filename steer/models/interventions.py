@@ -184,6 +184,11 @@ def on_device(edit: D, device: torch.device) -> D:
     return replace(edit, **moved) if moved else edit  # type: ignore[type-var]
 
 
+def moved(intervention: EditTensor, device: torch.device) -> EditTensor:
+    """The same with its tensors on `device`."""
+    return replace(intervention, edit=on_device(intervention.edit, device))
+
+
 def describe(intervention: Intervention) -> dict[str, Any]:
     """What an intervention is, as JSON-like values; tensors by their SHA-256."""
     found = {"kind": type(intervention).__name__, **_plain(intervention)}
