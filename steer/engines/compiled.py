@@ -15,7 +15,7 @@ from steer.models.batching import fixed_size, free_memory, out_of_memory
 from steer.models.compiled import CompiledModel, Frame
 from steer.models.generation import AUTO_BATCH, answer_of_ids, settings_of
 from steer.models.request import Manner, Request, Row, unfollowed
-from steer.models.slots import Layout, joined
+from steer.models.slots import Layout, along, joined
 from steer.models.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,8 @@ class CompiledEngine:
         check_followed(config)
         manner = Manner.of(config, self.model)
         distinct = {id(recipe): acting(recipe) for recipe in recipes}
+        for recipe in distinct.values():
+            along(recipe)  # says what is no range of positions
         rows = [
             Row(Request(row, prompt, limits[row], manner, distinct[id(recipe)], tuple(seed)))
             for row, (prompt, recipe, seed) in enumerate(zip(texts, recipes, seeds, strict=True))

@@ -69,7 +69,8 @@ class Admission:
         chosen = self.room.sizes if names is None else names
         slots = [slot for name in chosen for slot in self.model.book.slots_of(name)]
         for place, (tokens, changed, ratio, passes) in self.model.taken(slots).items():
-            if passes:
+            # Passes may have been taken before, for another recipe.
+            if tokens or passes:
                 counted = self.counted.setdefault(place, CountedTally())
                 more = (int(tokens), int(changed), ratio)
                 counted.add(CountedTally(passes=int(passes), sums=more))

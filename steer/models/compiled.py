@@ -189,7 +189,10 @@ class Frame:
         if self._graph is not None:
             self._graph.replay()
         else:
-            self.logits = self._run()
+            # There is one graph, and what it is given never changes: nothing is asked that another
+            # model in this process could answer otherwise.
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                self.logits = self._run()
 
     def masks(self) -> Any:
         """What attention adds to its scores, [rows, 1, 1, columns]; by kind where there are more.
