@@ -16,7 +16,7 @@ wait for their longest answer; (steer) a finished row's place is taken by the ne
 So many recipes, two layers each, given to the rows in turn: (mixed) all in one batch; (one) the
 first for every row; (plain) none.
 
-    python benchmarks/generation.py --shape llama3-8b --prompts 64 --tokens 64 --batch-size 64 --compile
+    python benchmarks/generation.py --shape llama3-8b --prompts 64 --tokens 64 --compile
 
 Compiled steps against (dynamic), this library's steps with a growing cache, one block steered:
 (bare) without anything that could steer; (idle) ready to steer every block, with nothing in force;
