@@ -16,7 +16,7 @@ wait for their longest answer; (steer) a finished row's place is taken by the ne
 So many recipes, two layers each, given to the rows in turn: (mixed) all in one batch; (one) the
 first for every row; (plain) none.
 
-    python benchmarks/generation.py --compile --shape llama3-8b --prompts 64 --batch-size 64
+    python benchmarks/generation.py --shape llama3-8b --prompts 64 --tokens 64 --compile
 
 Compiled steps against (dynamic), this library's steps with a growing cache, one block steered:
 (bare) without anything that could steer; (idle) ready to steer every block, with nothing in force;
@@ -157,7 +157,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--lengths", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"))
     options.add_argument("--recipes", type=int)
-    options.add_argument("--compile", action="store_true", help="compiled steps, see above")
+    options.add_argument("--compile", action="store_true")
     given = options.parse_args()
     number, tokens, repetitions = given.prompts, given.tokens, given.repetitions
     if given.quick:
@@ -166,6 +166,7 @@ def main() -> None:
     model.model.requires_grad_(False)
     prompts, size = prompts_of(model, given.shape, number), given.batch_size
     if given.compile:
+        size = number  # one batch: what a step costs is measured, not who waits for whom
         runs = of_compiled(model, prompts, tokens, size)
     elif given.lengths:
         runs = of_lengths(model, prompts, drawn(number, *given.lengths), size)
