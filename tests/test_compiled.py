@@ -142,6 +142,8 @@ def test_every_architecture(kind: str):
     assert answers(engine_of(model, recipes), recipes) == truths(model, recipes)
 
 
+# torch's own code, when it compiles.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("recipes", [VECTORS, OTHERS], ids=["vectors", "others"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
@@ -152,6 +154,7 @@ def test_inductor(kind: str, recipes: dict[str, Recipe]):
     assert answers(engine, chosen[::-1]) == truths(model, chosen[::-1])
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_replays_graphs():

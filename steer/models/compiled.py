@@ -219,7 +219,8 @@ class Frame:
             return self._run()
         except torch._dynamo.exc.TorchDynamoException as error:
             name = type(self.model.twin.model).__name__
-            reason = next(line for line in str(error).splitlines() if line.strip())
+            lines = str(getattr(error, "inner_exception", error)).splitlines()
+            reason = next(line for line in lines if line.strip())
             raise RuntimeError(
                 f"{name} cannot be compiled ({reason.strip()}): set compile: false"
             ) from error

@@ -112,7 +112,9 @@ def along(edits: Sequence[EditTensor]) -> tuple[np.ndarray, list[tuple[bool, ...
         ValueError: Positions that are a mask, or edits that differ from row to row.
     """
     if any(edit.gate is not None for edit in edits):
-        raise ValueError("a compiled graph knows no gates: set engine: hf, compile: false, or leave gate out")
+        raise ValueError(
+            "a compiled graph knows no gates: set engine: hf, compile: false, or leave gate out"
+        )
     for edit in edits:
         if not isinstance(edit.where, Positions) or is_per_row(edit):
             raise ValueError(
