@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steer.models.facts import model_facts
-from steer.search.candidates import Candidate, Workshop
+from steer.search.candidates import Workshop
 from steer.search.choosing import Chosen
 from steer.search.halving import Tried
 from steer.search.splitting import Splits
@@ -86,9 +86,3 @@ def peak_mib() -> float:
     """The most memory that this process has held, the model included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
-
-
-def band_of(found: dict[str, Any]) -> list[Candidate]:
-    """The good settings of a finding that was read from its file."""
-    names = ("method", "layer", "dose", "positions")
-    return [Candidate(**{n: f[n] for n in names}) for f in found["finalists"] if f["in_band"]]
