@@ -80,7 +80,8 @@ class Room:
         """Raise a ValueError for a size that there is never room for."""
         if size > self.slots:
             raise ValueError(
-                f"a recipe takes {size} slots, there are {self.slots}: set vllm_slots higher"
+                f"a recipe takes {size} slots, there are {self.slots}: give its edits fewer "
+                "different positions; with engine: vllm, or set vllm_slots higher"
             )
 
     def put(self, name: str, size: int) -> None:
