@@ -108,7 +108,7 @@ class Sweep:
         lengths = [self._tokens(group) for group in range(len(self.groups))]
         total = torch.empty(1 + len(edits), len(self.rows))
         for groups, values in run_passes(lengths, self.batch_size, self.model.device, run):
-            total[:, [row for group in groups for row in self.groups[group]]] = values
+            total[:, [row for group in groups for row in self.groups[group]]] = values.cpu()
         return total
 
     def _tokens(self, group: int) -> int:
