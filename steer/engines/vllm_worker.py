@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vllm.distributed import get_pp_group
 from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -84,7 +85,8 @@ class Steering:
         banks = self._in_blocks(
             list_of(depth, self.model, type(self.model).__name__), wanted["stages"]
         )
-        banks |= self._at_head() if wanted["head"] else {}
+        # The head is run by those that have the last blocks.
+        banks |= self._at_head() if wanted["head"] and get_pp_group().is_last_rank else {}
         self.book = SlotBook(banks, self.slots)
         self.rows: dict[str, tuple[Line, int]] = {}
         self.read: dict[str, int] = {}
