@@ -36,7 +36,9 @@ VLLM = "vllm"
 VENVS = {LOWEST: VENV_LOWEST, VLLM: VENV_VLLM}
 UNFINISHED = "unfinished"
 
-METHODS_TABLE = "methods.py"  # its figures are a table, not ratios
+METHODS_TABLE = "methods.py"
+# Not ratios but tables, or for the environment with vLLM.
+APART = (METHODS_TABLE, "engines.py", "vllm_engine.py")
 TEST_SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
 # Each of the two workers loads the embedded model (0.5 GB) once; a file's tests stay together.
 TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
@@ -75,10 +77,10 @@ def check(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run every benchmark at its quick setting, one after the other."""
+    """Run every benchmark of ratios at its quick setting, one after the other."""
     set_up(RUNTIME)
     ratios = (ROOT / "benchmarks").glob("[!_]*.py")
-    for script in sorted(path for path in ratios if path.name != METHODS_TABLE):
+    for script in sorted(path for path in ratios if path.name not in APART):
         say(f"benchmarks/{script.name}")
         code = python([str(script), "--quick", *arguments])
         if code:

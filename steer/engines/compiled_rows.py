@@ -13,6 +13,7 @@ from steer.engines.recipes import Recipe, Room, name_of, size_of
 from steer.models.banks import NO_SLOT
 from steer.models.batching import PASS_TOKENS, free_memory, out_of_memory
 from steer.models.compiled import CompiledModel, Frame
+from steer.models.continuous import FREE_PART
 from steer.models.interventions import Place, moved
 from steer.models.next_token import NextTokens
 from steer.models.request import Row
@@ -20,9 +21,6 @@ from steer.models.slots import NOTHING, Line
 from steer.models.tally import CountedTally
 
 log = logging.getLogger(__name__)
-
-# New rows wait until there is room for this part of a batch, as a pass of its own reads them.
-FREE_PART = 8
 
 
 class Admission:

@@ -214,11 +214,6 @@ _tokenizers: weakref.WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase]
 _latest: list[PreTrainedModel] = []
 
 
-def forget_latest() -> None:
-    """Let go of the weights that were read last, where nobody else holds them."""
-    _latest.clear()
-
-
 def choose_device(device: str | int | torch.device) -> torch.device:
     """The device of that name; for `auto` the best there is.
 
