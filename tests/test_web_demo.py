@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 import torch
 from answering import Pair, Wish
 from desk import Desk
+from library import ReadyVector, _fits, ready_vectors
 from options import DemoOptions, number, read_options, whole
 from page import LOOK, page
 from recipes import (
@@ -37,7 +39,7 @@ from steer.methods.prompt_writing import PromptWriter
 from steer.models import EditLayer, generate
 from steer.models.facts import model_facts
 from steer.saes import load_sae
-from steer.vectors import save_vectors
+from steer.vectors import read_metadata, save_vectors
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SAE = ROOT / "tests" / "data" / "tiny_sae"
@@ -257,16 +259,32 @@ def test_a_generated_prompt_is_what_autoprompt_writes(studio: Studio):
 
 
 def test_only_vectors_of_this_model_are_offered(studio: Studio, caplog: pytest.LogCaptureFixture):
-    assert list(studio.ready) == ["mood / caa vector"]
-    ready = studio.ready["mood / caa vector"]
+    assert list(studio.ready) == ["mood: caa"]
+    ready = studio.ready["mood: caa"]
     assert (ready.method, ready.layers, ready.folder.parent.name) == ("caa", [1], "mood")
 
 
+@pytest.mark.parametrize(
+    "told, strength",
+    [
+        (None, 2.0),
+        ({"layers": [1], "multipliers": [-0.5], "strength": "absolute"}, -0.5),
+        # A share of the residual's norm, 5, over the vector's, 2.
+        ({"layers": [1], "multipliers": [0.4], "strength": "relative"}, 1.0),
+    ],
+)
+def test_a_ready_vector_begins_at_the_dose_that_was_found_for_it(told: Any, strength: float):
+    about = {"residual_norm": 5.0, "norm": 2.0} | ({"recommended": told} if told else {})
+    assert ReadyVector("caa", Path("mood/caa_vector"), {1: about}).usual_strength(1) == strength
+
+
+def test_vectors_of_one_name_are_told_apart_by_their_folders(studio: Studio, ready: Path):
+    shutil.copytree(ready / "mood", ready / "runs" / "mood")
+    found = ready_vectors(studio.model, [str(ready)])
+    assert list(found) == ["mood: caa", "mood: caa (runs/mood/caa_vector)"]
+
+
 def test_the_vectors_that_come_with_the_project_are_found():
-    from library import _fits
-
-    from steer.vectors import read_metadata
-
     folder = ROOT / "vectors/examples/SmolLM2-135M-Instruct/sentiment/caa_vector"
     entries = (read_metadata(folder) or {})["vectors"]
     facts = entries["layer_15"]["model"]

@@ -31,9 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from page import launch, page
         from studio import Studio
 
+        from steer.serve.settings import is_loopback
+
         log.info("loading %s", options.model_name_or_path)
         demo = page(Studio.of(options))
-        log.info("the page is at http://%s:%d", options.host, options.port)
+        if not is_loopback(options.host):
+            log.warning("everybody who reaches port %d can use the model", options.port)
         launch(demo, options.host, options.port)
     except ModuleNotFoundError as error:
         sys.exit(f"error: the web demo needs {error.name}: pip install 'steer-lm[demo]'")

@@ -138,7 +138,7 @@ class AskingPanel:
             self.unsteered: "",
             self.steered: "",
             self.in_force: gr.update(visible=False, value=""),
-            self.report: wording.AT_WORK,
+            self.report: "",
             self.done: None,
             self.recipe: "",
             self.files: gr.update(visible=False, value=None),

@@ -15,24 +15,47 @@ from steer.vectors import disagreement, read_metadata
 
 log = logging.getLogger(__name__)
 
+METADATA = "metadata.json"
+
+# Of a vector that nobody has found a dose for.
+USUAL = 2.0
+
 
 @dataclass(frozen=True)
 class ReadyVector:
     """A vector that fits the model.
 
     Attributes:
-        name: For visitors.
         method: Its row in METHODS_CLASS_DICT.
         folder: Where it is.
-        layers: Those that there are vectors for.
-        about: What is known of each of these.
+        about: Layer -> what is known of the vector for it.
     """
 
-    name: str
     method: str
     folder: Path
-    layers: list[int]
     about: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def layers(self) -> list[int]:
+        """Those that there are vectors for."""
+        return list(self.about)
+
+    @property
+    def name(self) -> str:
+        """For visitors: what it is of, and what it does or was made of."""
+        facts = next(iter(self.about.values()))
+        data = facts.get("data")
+        made = f"{self.method} of {data['rows']} pairs" if data else self.method
+        return f"{self.folder.parent.name}: {facts.get('does', made)}"
+
+    def usual_strength(self, layer: int) -> float:
+        """The multiplier that its metadata recommends."""
+        facts = self.about[layer]
+        told = facts.get("recommended") or {}
+        doses = dict(zip(told.get("layers", ()), told.get("multipliers", ()), strict=False))
+        if told.get("strength") == "relative" and layer in doses:
+            return round(doses[layer] * facts["residual_norm"] / facts["norm"], 2)
+        return doses.get(layer, USUAL)
 
 
 def ready_vectors(model: SteeredModel, places: Sequence[str]) -> dict[str, ReadyVector]:
@@ -41,16 +64,19 @@ def ready_vectors(model: SteeredModel, places: Sequence[str]) -> dict[str, Ready
     Raises:
         FileNotFoundError: One of `places` is not there.
     """
-    facts, found = model_facts(model), {}
+    facts = model_facts(model)
+    found: dict[str, ReadyVector] = {}
     for root in (find(place, "vector folder") for place in places):
-        for path in sorted(root.rglob("metadata.json")):
-            ready = _ready(path.parent, root, facts)
+        for path in sorted(root.rglob(METADATA)):
+            ready = _ready(path.parent, facts)
             if ready is not None:
-                found.setdefault(ready.name, ready)
+                taken = ready.name in found
+                place = f" ({path.parent.relative_to(root).as_posix()})" if taken else ""
+                found[ready.name + place] = ready
     return found
 
 
-def _ready(folder: Path, root: Path, facts: Mapping[str, Any]) -> ReadyVector | None:
+def _ready(folder: Path, facts: Mapping[str, Any]) -> ReadyVector | None:
     try:
         entries = (read_metadata(folder) or {}).get("vectors", {})
     except ValueError as error:
@@ -58,11 +84,7 @@ def _ready(folder: Path, root: Path, facts: Mapping[str, Any]) -> ReadyVector | 
         return None
     fitting = {e["layer"]: e for name, e in entries.items() if _fits(name, e, facts)}
     methods = {entry["method"] for entry in fitting.values()}
-    if len(methods) != 1:
-        return None
-    name = " / ".join(folder.relative_to(root).parts).replace("_", " ")
-    ordered = dict(sorted(fitting.items()))
-    return ReadyVector(name, methods.pop(), folder, list(ordered), ordered)
+    return ReadyVector(methods.pop(), folder, dict(sorted(fitting.items()))) if methods else None
 
 
 def _fits(name: str, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

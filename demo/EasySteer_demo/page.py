@@ -62,10 +62,14 @@ def _of(function: Any) -> dict[str, Any]:
     return {name: value for name, value in LOOK.items() if name in known}
 
 
+def _question(studio: Studio, value: str) -> gr.Textbox:
+    """Where the question is written; put on the page later, as ways' examples fill it in."""
+    most = studio.options.max_text
+    return gr.Textbox(value, label="Your question", lines=2, max_length=most, render=False)
+
+
 def _test_time_steering(studio: Studio) -> None:
-    question = gr.Textbox(
-        label="Your question", lines=2, max_length=studio.options.max_text, render=False
-    )
+    question = _question(studio, next(iter(wording.PAIRS.values()))[-1])
     ways = [way(studio) for way in WAYS]
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
@@ -89,9 +93,7 @@ def _feature_steering(studio: Studio) -> None:
     if isinstance(studio.features, str):
         gr.Markdown(studio.features)
         return
-    question = gr.Textbox(
-        label="Your question", lines=2, max_length=studio.options.max_text, render=False
-    )
+    question = _question(studio, next(iter(wording.PRESETS.values()))[-1])
     way = FeatureWay(studio, studio.features)
     with gr.Row():
         with gr.Column(scale=2, min_width=320):

@@ -9,7 +9,7 @@ import wording
 from gradio.components import Component
 from options import number, whole
 from recipes import Recipe, of_one_example, of_prompt, of_ready_vector
-from studio import Studio
+from studio import Studio, in_words
 
 from steer.build import pick
 
@@ -74,9 +74,10 @@ class OneExample(Way):
 
     def draw(self, question: gr.Textbox) -> list[Component]:
         """Prompt, both answers, layer, strength."""
-        prompt = self.text_field("Prompt", lines=2)
-        good = self.text_field("Positive completion", lines=2)
-        bad = self.text_field("Negative completion", lines=2)
+        first = next(iter(wording.PAIRS.values()))
+        prompt = self.text_field("Prompt", lines=2, value=first[0])
+        good = self.text_field("Positive completion", lines=2, value=first[1])
+        bad = self.text_field("Negative completion", lines=2, value=first[2])
         deepest = self.studio.model.depth - 1
         layer = gr.Slider(0, deepest, (deepest + 1) // 2, step=1, label="Steer layer")
         strength = self.strength_slider(wording.ONE_EXAMPLE_STRENGTH)
@@ -108,13 +109,17 @@ class ReadyVectors(Way):
     def draw(self, question: gr.Textbox) -> list[Component]:
         """Vector, layer, strength."""
         names = list(self.studio.ready)
-        first = self._layers(names[0]) if names else []
-        vector = gr.Dropdown(names, value=names[0] if names else None, label="Steering vector")
-        layer = gr.Dropdown(first, value=first[0] if first else None, label="Steer layer")
-        strength = self.strength_slider(wording.READY_STRENGTH)
-        vector.change(self._offered, vector, layer)
+        layers, strength = self._suited(names[0]) if names else ({"choices": []}, 0.0)
+        fields: list[Component] = [
+            vector := gr.Dropdown(
+                names, value=names[0] if names else None, label="Steering vector"
+            ),
+            gr.Dropdown(label="Steer layer", **layers),
+            self.strength_slider(strength),
+        ]
+        vector.change(self._offered, vector, fields[1:])
         gr.Examples([[text] for text in wording.QUESTIONS], [question], label="Questions to ask")
-        return [vector, layer, strength]
+        return fields
 
     async def recipes(self, *values: Any) -> AsyncGenerator[str | Recipe]:
         """What is in the vector's folder."""
@@ -126,12 +131,18 @@ class ReadyVectors(Way):
             raise ValueError(f"{name} has vectors for the layers {ready.layers}: got {layer}")
         yield of_ready_vector(ready.method, name, str(ready.folder), layer, self.strength(strength))
 
-    def _layers(self, name: str) -> list[int]:
-        return self.studio.ready[name].layers
+    def _suited(self, name: str) -> tuple[dict[str, Any], float]:
+        """Of a vector: its layers, as a field has them, and the strength to begin with."""
+        ready = self.studio.ready[name]
+        first, most = ready.layers[0], min(STRONGEST, self.limits.max_strength)
+        strength = max(-most, min(most, ready.usual_strength(first)))
+        return {"choices": ready.layers, "value": first}, strength
 
-    def _offered(self, name: str) -> Any:
-        layers = self._layers(name) if name in self.studio.ready else []
-        return gr.update(choices=layers, value=layers[0] if layers else None)
+    @in_words()
+    def _offered(self, name: str) -> tuple[Any, float]:
+        pick("vector", name, self.studio.ready)
+        layers, strength = self._suited(name)
+        return gr.update(**layers), strength
 
 
 class Prompt(Way):
@@ -142,7 +153,7 @@ class Prompt(Way):
 
     def draw(self, question: gr.Textbox) -> list[Component]:
         """The text."""
-        prompt = self.text_field("Steering prompt", lines=3)
+        prompt = self.text_field("Steering prompt", lines=3, value=wording.PROMPTS[0][0])
         gr.Examples([list(one) for one in wording.PROMPTS], [prompt, question])
         return [prompt]
 
@@ -160,7 +171,7 @@ class GeneratedPrompt(Way):
 
     def draw(self, question: gr.Textbox) -> list[Component]:
         """The concept."""
-        concept = self.text_field("Concept")
+        concept = self.text_field("Concept", value=wording.CONCEPTS[0][0])
         gr.Examples([list(one) for one in wording.CONCEPTS], [concept, question])
         return [concept]
 

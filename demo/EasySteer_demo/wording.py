@@ -25,7 +25,6 @@ feature comes with the largest activation that was seen of it; below 0 takes it 
 SIGN = "Below 0 steers the other way; 0 does not steer"
 GREEDY = "0 takes the likeliest word each time"
 NO_REPORT = "The steering report stands here once the model has answered."
-AT_WORK = "The model answers."
 NO_FEATURES = "*No feature is selected yet.*"
 NO_VECTORS = (
     "there is no vector for this model: make one with vectors_generate.py, and start the demo again"
@@ -36,7 +35,6 @@ question and the vector: unpack it in the project's folder, and
 `python vectors_apply.py --config steering/recipe.yaml` gives the same answers."""
 
 ONE_EXAMPLE_STRENGTH = 2.0
-READY_STRENGTH = 2.0
 
 # Name -> prompt, positive and negative completion, question.
 PAIRS = {
