@@ -123,13 +123,13 @@ def test_a_wrong_option_is_named(argument: str, said: str):
 
 
 def test_text_is_limited_and_may_not_be_empty(options: DemoOptions):
-    assert options.text("Prompt", "  a b \n") == "a b"
-    assert options.text("Prompt", "x" * 200) == "x" * 200
+    assert options.written("Prompt", "  a b \n") == "a b"
+    assert options.written("Prompt", "x" * 200) == "x" * 200
     with pytest.raises(ValueError, match="Prompt has 201 characters, and 200 are allowed"):
-        options.text("Prompt", "x" * 201)
+        options.written("Prompt", "x" * 201)
     for nothing in (None, "", " \n"):
         with pytest.raises(ValueError, match="Prompt is empty: write"):
-            options.text("Prompt", nothing)
+            options.written("Prompt", nothing)
 
 
 @pytest.mark.parametrize("given", [None, float("nan"), float("inf"), -1, 3])

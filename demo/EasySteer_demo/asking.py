@@ -96,7 +96,7 @@ class AskingPanel:
 
     def _wish(self, question: str, tokens: float, heat: float, top_p: float, seed: float) -> Wish:
         return Wish(
-            question=self.limits.text("Your question", question),
+            question=self.limits.written("Your question", question),
             max_new_tokens=whole("Max new tokens", tokens, 1, self.limits.max_new_tokens),
             temperature=number("Temperature", heat, 0, HOTTEST),
             top_p=number("Top-p", top_p, 0.01, 1),

@@ -87,12 +87,12 @@ class FeatureWay(Way):
 
     @in_words()
     def _search(self, word: str) -> list[Any]:
-        found = self.features.search(self.limits.text("Word or phrase", word))
+        found = self.features.search(self.limits.written("Word or phrase", word))
         return _offer([(self.features.label(one), one) for one in found])
 
     async def _read(self, text: str) -> list[Any]:
         with in_words():
-            sentence = self.limits.text("A sentence", text)
+            sentence = self.limits.written("A sentence", text)
             firing = await self.studio.answers.alone(partial(self.features.firing, sentence))
             if not firing:
                 raise ValueError("no feature fires on this text: write more")

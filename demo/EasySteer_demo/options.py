@@ -39,7 +39,7 @@ class Limits:
             value = getattr(self, one.name)
             check_value(one.name, value, "above 0", value > 0)
 
-    def text(self, name: str, given: str | None) -> str:
+    def written(self, name: str, given: str | None) -> str:
         """What a visitor wrote, without space around it.
 
         Raises:

@@ -92,9 +92,9 @@ class OneExample(Way):
         """caa, of one pair."""
         prompt, good, bad, layer, strength = values
         yield of_one_example(
-            self.limits.text("Prompt", prompt),
-            self.limits.text("Positive completion", good),
-            self.limits.text("Negative completion", bad),
+            self.limits.written("Prompt", prompt),
+            self.limits.written("Positive completion", good),
+            self.limits.written("Negative completion", bad),
             self.layer(layer),
             self.strength(strength),
         )
@@ -160,7 +160,7 @@ class Prompt(Way):
     async def recipes(self, *values: Any) -> AsyncGenerator[str | Recipe]:
         """That text."""
         (prompt,) = values
-        yield of_prompt(self.limits.text("Steering prompt", prompt))
+        yield of_prompt(self.limits.written("Steering prompt", prompt))
 
 
 class GeneratedPrompt(Way):
@@ -177,7 +177,7 @@ class GeneratedPrompt(Way):
 
     async def recipes(self, *values: Any) -> AsyncGenerator[str | Recipe]:
         """What the model writes, unsteered."""
-        concept, text = self.limits.text("Concept", values[0]), ""
+        concept, text = self.limits.written("Concept", values[0]), ""
         async for text in self.studio.answers.write(concept):
             yield text
         yield of_prompt(text, concept)
