@@ -150,7 +150,7 @@ class Visitor:
         self.seen(self.page.get_by_role("button", name=name, exact=True)).click()
 
     def choose(self, way: str) -> None:
-        self.page.get_by_label(way).check()
+        self.page.get_by_label(way, exact=True).check()
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
@@ -160,23 +160,21 @@ class Visitor:
         box.fill(str(value))
         box.press("Tab")
 
-    def report(self) -> str:
-        return self.seen(self.page.locator(".report")).inner_text()
+    def report(self) -> Any:
+        return self.seen(self.page.locator(".report.prose"))
 
     def answer(self) -> tuple[str, str]:
         """Ask, and wait for both answers and the report."""
         self.click("Steer and answer")
         verdict = re.compile("The answers differ|Both answers are the same")
-        playwright.expect(self.seen(self.page.locator(".report"))).to_contain_text(
-            verdict, timeout=1000 * SECONDS
-        )
+        playwright.expect(self.report()).to_contain_text(verdict, timeout=1000 * SECONDS)
         return self.field("Unsteered").input_value(), self.field("Steered").input_value()
 
     def told(self) -> str:
         """The error that the page shows; it is closed."""
         toast = self.page.locator(".toast-body")
         text = toast.inner_text(timeout=1000 * SECONDS)
-        toast.get_by_role("button").click()
+        toast.get_by_label("Close", exact=True).click()
         return text
 
 
@@ -219,7 +217,7 @@ def test_one_example_steers(visit: Visit):
     assert plain
     assert steered
     assert plain != steered
-    assert "layer" in visitor.report()
+    assert "layer" in visitor.report().inner_text()
 
 
 def test_one_click_steers(visit: Visit):
@@ -243,7 +241,7 @@ def test_a_ready_vector_steers_either_way(visit: Visit):
     visitor.strength(0)
     plain, unsteered = visitor.answer()
     assert plain == unsteered
-    assert "Both answers are the same" in visitor.report()
+    assert "Both answers are the same" in visitor.report().inner_text()
 
 
 def test_a_prompt_steers(visit: Visit):
@@ -269,9 +267,9 @@ def test_a_generated_prompt_is_shown_and_steers(visit: Visit):
 def test_features_are_found_by_word_added_steered_and_removed(visit: Visit):
     visitor = visit()
     visitor.tab("SAE-based Fine-grained Manipulation")
-    visitor.field("Word or phrase").fill("dog")
+    visitor.field("Word or phrase").fill("dog animal")
     visitor.click("Search features")
-    found = visitor.page.get_by_label(re.compile(r"^\d+: fires on .*dog"))
+    found = visitor.page.get_by_label(re.compile(r"^\d+: fires on .*(dog|animal)"))
     found.nth(0).check()
     found.nth(1).check()
     visitor.click("Add the ticked features")
@@ -354,7 +352,7 @@ def test_an_answer_can_be_stopped(visit: Visit):
     stopped = visitor.field("Unsteered").input_value()
     visitor.page.wait_for_timeout(1500)
     assert visitor.field("Unsteered").input_value() == stopped
-    assert "The answers differ" not in visitor.report()
+    assert "The answers differ" not in visitor.report().inner_text()
 
 
 # ---- several visitors ---------------------------------------------------------------------------
@@ -375,8 +373,9 @@ def test_two_windows_that_steer_opposite_ways_at_once_stay_apart(visit: Visit):
     for visitor in (one, other):
         visitor.click("Steer and answer")
     for visitor in (one, other):
-        report = visitor.seen(visitor.page.locator(".report"))
-        playwright.expect(report).to_contain_text("The answers differ", timeout=1000 * SECONDS)
+        playwright.expect(visitor.report()).to_contain_text(
+            "The answers differ", timeout=1000 * SECONDS
+        )
     together = [
         (v.field("Unsteered").input_value(), v.field("Steered").input_value()) for v in (one, other)
     ]

@@ -1,7 +1,7 @@
 """One model for all visitors: each answer has steering of its own, and all share its passes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Sized
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -21,24 +21,39 @@ from steer.serve.steering import Steering
 T = TypeVar("T")
 
 
-class SharedDecoder(ContinuousDecoder):
-    """A decoder between whose steps others may use the model, each in turn."""
+class SharedDecoder:
+    """A decoder between whose steps others may use the model, each in turn.
+
+    To an `Engine` it is as any other.
+    """
 
     def __init__(self, model: SteeredModel, rows: int) -> None:
-        super().__init__(model, rows, apart=True)
+        self._decoder = ContinuousDecoder(model, rows, apart=True)
+        self.add, self.cancel = self._decoder.add, self._decoder.cancel
+        self.waiting = self._decoder.waiting
         self._next, self._in_use = Lock(), Lock()
 
-    def step(self) -> list[NewToken]:
-        """As for any, once the model is free."""
+    @property
+    def running(self) -> Sized:
+        """Requests under way."""
+        return self._decoder.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is under way."""
+        return self._decoder.busy
+
+    def step(self) -> Sequence[NewToken]:
+        """Some more tokens, once the model is free."""
         with self._turn():
-            return super().step()
+            return self._decoder.step()
 
     @contextmanager
     def resting(self) -> Iterator[None]:
         """While open nothing is decoded, and no hook is on the model."""
         with self._turn():
             with torch.inference_mode():
-                self.pause()
+                self._decoder.pause()
             yield
 
     @contextmanager
