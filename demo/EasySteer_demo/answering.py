@@ -151,7 +151,9 @@ class Answers:
             RuntimeError: The model failed, or a layer was to be steered and nothing changed.
         """
         prompts = [one.text for one in interventions if isinstance(one, EditPrompt)]
-        edits = [one for one in interventions if isinstance(one, EditLayer)]
+        # What does nothing would be counted where others in the batch are steered.
+        layers = [one for one in interventions if isinstance(one, EditLayer)]
+        edits = [one for one in layers if not one.is_idle()]
         chat = self.options.chat
         plain = self._asked(wish, chat, wish.question, [])
         steered = self._asked(wish, chat, " ".join([*prompts, wish.question]), edits)
@@ -161,8 +163,7 @@ class Answers:
                 texts[said.choice] += said.text
                 pair = Pair(*texts, pair.layers)
                 if said.choice == 1 and said.tally is not None:
-                    layers = Steering(edits, []).report(said.tally)["layers"]
-                    pair = replace(pair, layers=layers)
+                    pair = replace(pair, layers=Steering(edits, []).report(said.tally)["layers"])
                 yield pair
 
     async def write(self, concept: str) -> AsyncGenerator[str]:

@@ -88,7 +88,7 @@ class Features:
         hidden = self.model.read(inputs, [self.layer])[self.layer][0]
         active = self.sae.encode(hidden)
         norms = hidden.float().norm(dim=-1)
-        active[norms > self.sae.about.get("max_norm") or torch.inf] = 0
+        active[norms > (self.sae.about.get("max_norm") or torch.inf)] = 0
         common = [f.id for f in self.known.values() if f.frequency > COMMON]
         active[:, common] = 0
         best, tokens = active.max(dim=0)

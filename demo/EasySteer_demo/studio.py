@@ -76,12 +76,12 @@ def in_words() -> Iterator[None]:
     """What goes wrong inside is shown on the page, in words."""
     try:
         yield
+    except gr.Error:
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         # Where files are on this machine is not for visitors.
         said = redacted(str(error)).replace(f"{project_root()}/", "")
         raise _shown(said) from error
-    except gr.Error:
-        raise
     except Exception as error:
         log.error("a fault of the demo's", exc_info=error)
         raise _shown(OUR_FAULT) from error
