@@ -330,10 +330,15 @@ def test_without_a_fitting_sae_the_page_says_so(options: DemoOptions):
     studio = Studio.of(options)
     assert isinstance(studio.features, str)
     assert "the model has 3 decoder blocks" in studio.features
-    page(studio)
+    assert asyncio.run(drawn(studio)).blocks
 
 
 # ---- what goes wrong is said in words -----------------------------------------------------------
+
+
+async def drawn(studio: Studio) -> gr.Blocks:
+    """The page; where no loop runs, gradio makes some and leaves them open."""
+    return page(studio)
 
 
 def said(error: Exception) -> str:
@@ -376,7 +381,7 @@ def test_it_says_what_to_install_where_gradio_is_not(monkeypatch: pytest.MonkeyP
 
 
 def test_the_page_tells_nobody_and_fetches_nothing_from_elsewhere(studio: Studio):
-    blocks = page(studio)
+    blocks = asyncio.run(drawn(studio))
     assert blocks.analytics_enabled is False
     assert "theme" in LOOK
     assert LOOK["theme"]._stylesheets == []

@@ -47,14 +47,13 @@ class FeatureWay(Way):
                 label=f"Feature, 0 to {self.features.sae.n_features - 1}", precision=0
             )
             add_id = gr.Button("Add this feature")
-        self.found = gr.CheckboxGroup([], label="Features found", visible=False)
-        add = gr.Button("Add the ticked features", visible=False)
+        self.found = gr.CheckboxGroup([], label="Features found")
+        add = gr.Button("Add the ticked features")
         self.ids = gr.State([])
         self._slots()
-        offered = [self.found, add]
-        search.click(self._search, word, offered)
-        word.submit(self._search, word, offered)
-        read.click(self._read, text, offered)
+        search.click(self._search, word, self.found)
+        word.submit(self._search, word, self.found)
+        read.click(self._read, text, self.found)
         add.click(self._add, [self.found, *self._state], [self.found, *self._shown])
         add_id.click(self._add_one, [by_id, *self._state], self._shown)
         for button, preset in zip(presets, wording.PRESETS.values(), strict=True):
@@ -86,11 +85,11 @@ class FeatureWay(Way):
             button.click(partial(self._remove, place), self._state, self._shown)
 
     @in_words()
-    def _search(self, word: str) -> list[Any]:
+    def _search(self, word: str) -> Any:
         found = self.features.search(self.limits.written("Word or phrase", word))
         return _offer([(self.features.label(one), one) for one in found])
 
-    async def _read(self, text: str) -> list[Any]:
+    async def _read(self, text: str) -> Any:
         with in_words():
             sentence = self.limits.written("A sentence", text)
             firing = await self.studio.answers.alone(partial(self.features.firing, sentence))
@@ -156,5 +155,5 @@ def _selected(ids: list[int], *strengths: float) -> Selected:
     return list(zip(ids, strengths, strict=False))
 
 
-def _offer(choices: list[tuple[str, int]]) -> list[Any]:
-    return [gr.update(choices=choices, value=[], visible=True), gr.update(visible=True)]
+def _offer(choices: list[tuple[str, int]]) -> Any:
+    return gr.update(choices=choices, value=[])

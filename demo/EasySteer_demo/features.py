@@ -1,6 +1,7 @@
 """Features of a sparse autoencoder: found by a word, by id, or by what fires on a sentence."""
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from options import DemoOptions
@@ -18,6 +19,7 @@ from steer.saes import (
 )
 
 SHOWN = 10
+REMEMBERED = 256
 # A feature that is active on more tokens says little of a sentence.
 COMMON = 0.1
 # Strength of a feature of which no activation is known.
@@ -61,6 +63,8 @@ class Features:
         place = find(path, "SAE")
         self.directory = place if place.is_dir() else place.parent
         self.known: dict[int, Feature] = {}
+        # A search takes a second, and the page's own examples are clicked again and again.
+        self._hits = lru_cache(REMEMBERED)(partial(search_features, self.directory, k=SHOWN))
         if has_directory(self.directory):
             self.known = {one.id: one for one in read_features(self.directory)}
 
@@ -74,7 +78,7 @@ class Features:
             raise ValueError(
                 "no feature directory lies beside this sparse autoencoder: add features by id"
             )
-        return [hit.feature.id for hit in search_features(self.directory, word, SHOWN)]
+        return [hit.feature.id for hit in self._hits(word)]
 
     @torch.inference_mode()
     def firing(self, text: str) -> list[Firing]:

@@ -89,4 +89,4 @@ def in_words() -> Iterator[None]:
 
 def _shown(message: str) -> gr.Error:
     # The page takes it for HTML.
-    return gr.Error(escape(message), duration=None, title="Not done", print_exception=False)
+    return gr.Error(escape(message), duration=None, print_exception=False)
