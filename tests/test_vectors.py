@@ -751,7 +751,11 @@ def test_the_command_exports_and_imports(
         (["export", "{}/none", "{}/v.gguf"], "error: no vector folder at .*none"),
         (["export", "{}/a", "{}/v.bin"], "error: unknown ending '.bin' .*allowed: .gguf, .safeten"),
         (["import", "{}/none.gguf", "{}/b"], "error: no vector file at .*none.gguf"),
-        (["import", "{}/a/layer_1.pt", "{}/b"], "error: unknown ending '.pt'"),
+        (["import", "{}/a/metadata.json", "{}/b"], "error: unknown ending '.json'"),
+        (
+            ["import", "{}/a/layer_1.gguf", "{}/b", "--layer", "1"],
+            "error: layer 1 is for .pt files",
+        ),
     ],
 )
 def test_the_command_ends_with_one_line_where_it_cannot(

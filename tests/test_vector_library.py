@@ -1,0 +1,274 @@
+"""The library of ready vectors: what it says of itself, and that what it says is so."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steer.build import read_yaml
+from steer.library.keeping import Draft, keep, note_left_out, write_page
+from steer.library.recipes import Recipe, Recipes
+from steer.library.verifying import verify
+from steer.vectors import (
+    Entry,
+    Vectors,
+    import_vectors,
+    library_entry,
+    list_library,
+    load_vectors,
+    read_metadata,
+    save_vectors,
+)
+from steer.vectors.__main__ import main
+from steer.vectors.cards import card, dose, table
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "vectors" / "library"
+VERDICT: dict[str, Any] = {
+    "works": True,
+    "reasons": [],
+    "effect": {"mean": 3.5, "low": 2.25, "high": 4.75, "pairs": 24},
+    "wrong_way": 0.125,
+    "reversed": {"mean": -2.0, "low": -3.0, "high": -1.0, "pairs": 24},
+    "controls": {"random vectors": [0.5, -1.0, 9.0]},
+    "control_pairs": 12,
+    "on_control_pairs": 3.25,
+    "damage": {
+        "kl": 0.1234,
+        "perplexity_ratio": 1.2,
+        "repetition": 0.01,
+        "refusal": -0.125,
+        "prompts": 8,
+        "harmless": 4,
+    },
+}
+VALUES = {"positions": "all", "layers": [2], "multipliers": [0.17], "strength": "relative"}
+ENTRIES = [pytest.param(entry, id=entry.name) for entry in list_library(LIBRARY)]
+
+
+def draft(value: float = 1.0, **verdict: Any) -> Draft:
+    about = {"layer": 2, "method": "caa", "model": {"id": "tiny"}}
+    vectors = Vectors({"layer_2": torch.full((4,), value)}, {"layer_2": about})
+    return Draft("caa", "caa_vector", vectors, VALUES, {**VERDICT, **verdict})
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Two vectors of one model, and one of another."""
+    for place in ("tiny/warm", "tiny/cold", "big/cold"):
+        keep(draft(), tmp_path / place, {"does": f"{place} answers", "licence": "MIT"})
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+# ---- listing and showing ------------------------------------------------------------------------
+
+
+def test_listing_and_showing_need_no_torch():
+    code = (
+        "import sys\n"
+        "from steer.vectors.__main__ import main\n"
+        "main(['list']); main(['list', '--json']); main(['show', 'sentiment'])\n"
+        "sys.exit(len({'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "# sentiment" in done.stdout
+
+
+def test_a_library_is_listed_by_name(library: Path, capsys: pytest.CaptureFixture):
+    names = [(entry.name, entry.model, entry.layers) for entry in list_library(library)]
+    assert names == [("cold", "tiny", [2]), ("cold", "tiny", [2]), ("warm", "tiny", [2])]
+    lines = told(capsys, "list", "--library", library).splitlines()
+    assert len(lines) == 4
+    assert re.search(r"warm +caa +2 +\+3\.50 \[\+2\.25, \+4\.75\] +0\.12 +tiny", lines[3])
+
+
+def test_an_entry_is_found_by_its_name_its_model_or_its_folder(library: Path):
+    place = library / "tiny" / "warm" / "caa_vector"
+    for name in ("warm", "tiny/warm", str(place)):
+        found = library_entry(name, library)
+        assert found.folder == place
+        assert torch.equal(found.load()["layer_2"], torch.ones(4))
+        assert found.load().about["layer_2"]["verdict"]["effect"]["mean"] == 3.5
+
+
+def test_a_name_that_leads_nowhere_is_refused(library: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="unknown vector 'wram'; did you mean 'warm'"):
+        library_entry("wram", library)
+    with pytest.raises(ValueError, match="'cold' may be any of big/cold, tiny/cold"):
+        library_entry("cold", library)
+    with pytest.raises(ValueError, match=r"has no metadata\.json.*steer\.vectors import FILE\.pt"):
+        library_entry(str(tmp_path))
+
+
+def test_the_card_has_the_figures(library: Path, capsys: pytest.CaptureFixture):
+    shown = told(capsys, "show", "warm", "--library", library)
+    place = library / "tiny" / "warm" / "caa_vector"
+    assert shown == f"{(place / 'README.md').read_text()}\nfolder: {place}\n"
+    for line in (
+        "tiny/warm answers",
+        "| dose | 0.17 of the residual norm |",
+        "| verdict | works |",
+        "| effect on 24 unseen pairs | +3.50 [+2.25, +4.75] nats a pair |",
+        "| pairs moved the wrong way | 12% |",
+        "| larger than random vectors | 2 of 3 (at most +9.00 where it has +3.25) |",
+        "| KL on neutral text | 0.123 nats a token |",
+        "| perplexity of answers | x 1.20 |",
+        "| harmless prompts refused | -12% |",
+    ):
+        assert line in shown
+
+
+def test_a_vector_that_nobody_judged_has_a_card_that_says_so(tmp_path: Path):
+    save_vectors(tmp_path, {"layer_1": torch.ones(4)}, {})
+    assert "| verdict | nobody has judged it" in card(Entry.of(tmp_path, "mine"))
+    assert dose({"multipliers": [1.0, -2.5]}) == "multiplier 1, -2.5"
+
+
+# ---- keeping ------------------------------------------------------------------------------------
+
+
+def test_a_vector_takes_the_place_of_the_one_before(library: Path):
+    place = library / "tiny" / "warm"
+    (place / "caa_vector" / "layer_7.pt").write_bytes(b"of an older build")
+    keep(draft(2.0), place, {"does": "anew"})
+    files = {path.name for path in (place / "caa_vector").iterdir() if path.name[0] != "."}
+    assert files == {"layer_2.pt", "metadata.json", "apply_caa.yaml", "README.md"}
+    assert float(load_vectors(place / "caa_vector", ["layer_2"])["layer_2"][0]) == 2.0
+    assert read_yaml(place / "caa_vector" / "apply_caa.yaml", "method file") == {
+        "alg_name": "caa",
+        **VALUES,
+    }
+    assert sorted(path.name for path in place.parent.iterdir()) == ["cold", "warm"]
+
+
+def test_what_does_not_work_stands_on_the_page_with_its_reasons(library: Path):
+    recipe = Recipe(does="Nothing at all", data=["sentiment"])
+    note_left_out(library, "idle", recipe, draft(works=False, reasons=["no effect"]))
+    write_page(library)
+    page = (library / "README.md").read_text(encoding="utf-8")
+    assert "- **idle** (Nothing at all): no effect\n" in page
+    assert table(list_library(library)) in page
+    note_left_out(library, "idle", recipe, draft())
+    write_page(library)
+    assert "idle" not in (library / "README.md").read_text(encoding="utf-8")
+
+
+def test_recipes_are_checked(tmp_path: Path):
+    (tmp_path / "library.yaml").write_text(
+        "licence: MIT\nsearch: {}\nvectors:\n  a: {does: b, data: [c], metod: caa}\n"
+    )
+    with pytest.raises(ValueError, match=r"library\.yaml: a: unknown key 'metod'; did you mean"):
+        Recipes.read(tmp_path).chosen()
+    with pytest.raises(ValueError, match="unknown vector 'b'"):
+        Recipes.read(tmp_path).chosen(["b"])
+
+
+# ---- what ships ---------------------------------------------------------------------------------
+
+
+def test_every_recipe_is_in_the_library_or_has_its_reason():
+    left_out = json.loads((LIBRARY / "left_out.json").read_text(encoding="utf-8"))
+    names = {entry.name for entry in list_library(LIBRARY)}
+    assert not names & left_out.keys()
+    assert names | left_out.keys() == set(Recipes.read(LIBRARY).vectors)
+    assert all(one["reasons"] for one in left_out.values())
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_shipped_vector_is_whole_and_works(entry: Entry):
+    (vector,) = entry.load().values()
+    assert vector.shape == (576,)
+    verdict = entry.verdict
+    assert verdict["works"]
+    assert verdict["effect"]["low"] > 0
+    assert len(verdict["controls"]["random vectors"]) == 20
+    assert max(verdict["controls"]["random vectors"]) < verdict["on_control_pairs"]
+    assert verdict["damage"]["kl"] <= 0.3
+    assert (entry.folder / "README.md").read_text(encoding="utf-8") == card(entry)
+
+
+def test_the_pages_show_what_the_library_has():
+    shown = table(list_library(LIBRARY))
+    assert shown in (LIBRARY / "README.md").read_text(encoding="utf-8")
+    assert shown in (ROOT / "docs" / "vectors.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_verdict_is_reproduced_and_a_false_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    entry = library_entry("sentiment", LIBRARY)
+    assert "random vectors, KL" in told(capsys, "verify", "sentiment")
+    copy = tmp_path / "sentiment"
+    shutil.copytree(entry.folder, copy)
+    (name, vector), *_ = entry.load().items()
+    save_vectors(copy, {name: -vector}, entry.about)
+    turned = verify(library_entry(str(copy)))
+    assert not turned.reproduced
+    assert turned.effect.mean < 0
+    with pytest.raises(SystemExit):
+        main(["verify", str(copy)])
+    assert "NOT reproduced: the verdict says" in capsys.readouterr().out
+    (copy / f"{name}.pt").write_bytes((entry.folder / f"{name}.pt").read_bytes() + b"x")
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        verify(library_entry(str(copy)))
+
+
+# ---- EasyEdit2's files --------------------------------------------------------------------------
+
+
+def easyedit2(path: Path) -> torch.Tensor:
+    """A file as EasyEdit2 publishes them: a bare tensor in bfloat16, 3584 wide."""
+    vector = torch.randn(3584, generator=torch.Generator().manual_seed(0)).bfloat16()
+    path.parent.mkdir(parents=True)
+    torch.save(vector, path)
+    return vector
+
+
+@pytest.mark.parametrize(
+    "file, arguments",
+    [
+        ("demo_vector/personality/personality.pt", ["--layer", "24"]),
+        ("caa_vector/layer_24.pt", []),
+        ("merge_vector/layer_24_merged_vector.pt", []),
+    ],
+)
+def test_published_vectors_of_easyedit2_are_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture, file: str, arguments: list[str]
+):
+    vector = easyedit2(tmp_path / file)
+    told(capsys, "import", tmp_path / file, tmp_path / "out", *arguments)
+    found = load_vectors(tmp_path / "out", ["layer_24"])
+    assert found["layer_24"].dtype == torch.bfloat16
+    assert torch.equal(found["layer_24"], vector)
+    assert read_metadata(tmp_path / "out")["vectors"]["layer_24"]["layer"] == 24
+
+
+def test_published_folders_of_easyedit2_load_as_they_are(tmp_path: Path):
+    vector = easyedit2(tmp_path / "demo_vector/personality/personality.pt")
+    folder = tmp_path / "demo_vector" / "personality"
+    assert torch.equal(load_vectors(folder, ["personality"])["personality"], vector)
+
+
+def test_a_tensor_of_no_known_layer_or_shape_is_refused(tmp_path: Path):
+    easyedit2(tmp_path / "a" / "personality.pt")
+    with pytest.raises(ValueError, match=r"does not say which decoder block.* --layer N"):
+        import_vectors(tmp_path / "a" / "personality.pt", tmp_path / "out")
+    torch.save(torch.ones(2, 3), tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match=r"must hold one vector: got the shape \[2, 3\]"):
+        import_vectors(tmp_path / "wide.pt", tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
