@@ -2,19 +2,19 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from steer.datasets import DatasetLoader
 from steer.files import find
 from steer.generator import BaseVectorGenerator
+from steer.library.applying import applied
 from steer.library.judging import CHOOSING, kl, verdict_on
 from steer.library.keeping import Draft, keep, note_left_out, said, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.method_files import PATHS, shipped_file
-from steer.methods import METHODS_CLASS_DICT
-from steer.models import Intervention, SteeredModel
+from steer.models import SteeredModel
 from steer.search.searching import Data, search
 from steer.vectors import Vectors, load_vectors, vector_names
 from steer.vectors.catalogue import LIBRARY
@@ -72,7 +72,7 @@ def _made(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
     most = recipes.search_settings(name).max_kl
     for multiplier in sorted(recipe.multipliers, reverse=True):
         values = _values(recipe, vectors, multiplier)
-        steps = steps_of(model, method, values, vectors)
+        steps = applied(model, method, values, vectors)
         if kl(model, steps, CHOOSING) <= most:
             break
     verdict, examples = verdict_on(recipes, model, steps, recipe.data)
@@ -83,11 +83,3 @@ def _values(recipe: Recipe, vectors: Vectors, multiplier: float) -> dict[str, An
     layers = [about["layer"] for about in vectors.about.values()]
     dose = {"multipliers": [multiplier], "strength": recipe.strength}
     return {"positions": "all", "layers": layers, **dose}
-
-
-def steps_of(
-    model: SteeredModel, method: str, values: Mapping[str, Any], vectors: Vectors
-) -> list[Intervention]:
-    """What `vectors` do to `model`, applied as `values` say."""
-    half: Any = METHODS_CLASS_DICT[method]["apply"]
-    return half(**values).interventions(model, vectors)

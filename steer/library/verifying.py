@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steer.effect import Effect
-from steer.library.building import steps_of
+from steer.library.applying import steering_of
 from steer.library.judging import JUDGING, digests, effect_on, held_out, kl
 from steer.library.recipes import Recipes
-from steer.models.facts import model_facts
 from steer.vectors import Entry
 from steer.vectors.cards import interval
 from steer.vectors.catalogue import LIBRARY
@@ -56,8 +55,7 @@ def verify(entry: Entry) -> Verified:
         names = ", ".join(pairs)
         raise ValueError(f"{entry.name}: the held-out pairs of {names} are not the verdict's")
     model = recipes.source.load()
-    vectors = entry.load(model_facts(model))
-    steps = steps_of(model, facts["method"], facts["recommended"], vectors)
+    steps = steering_of(entry, model)
     found, diverged = effect_on(recipes, model, steps, pairs), kl(model, steps, JUDGING)
     problems = []
     if not told["low"] <= found.mean <= told["high"]:
