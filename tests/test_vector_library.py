@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from steer.build import read_yaml
+from steer.effect import divergence
+from steer.library.building import build
 from steer.library.keeping import Draft, keep, note_left_out, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.library.verifying import verify
+from steer.models import Add, EditLayer
 from steer.vectors import (
     Entry,
     Vectors,
@@ -30,6 +33,7 @@ from steer.vectors.cards import card, dose, table
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "vectors" / "library"
+NEUTRAL = ROOT / "data" / "neutral" / "prompts.jsonl"
 VERDICT: dict[str, Any] = {
     "works": True,
     "reasons": [],
@@ -175,6 +179,68 @@ def test_recipes_are_checked(tmp_path: Path):
         Recipes.read(tmp_path).chosen()
     with pytest.raises(ValueError, match="unknown vector 'b'"):
         Recipes.read(tmp_path).chosen(["b"])
+
+
+LIMIT = 0.05
+TINY = """
+model_name_or_path: {model}
+device: cpu
+dtype: float32
+licence: MIT
+search:
+  methods: [caa]
+  layers: [0, 1]
+  doses: [0.2, 0.5]
+  budget_tokens: 200000
+  max_kl: {limit}
+  max_perplexity_ratio: 99.0
+  max_repetition: 1.0
+  max_new_tokens: 4
+vectors:
+  learnt: {{does: "Warm answers", data: [sentiment]}}
+  merged:
+    does: Two at once
+    data: [sentiment, dogs]
+    method: merge_vector
+    hparams: {{vector_paths: [{given}], layers: [1], method: linear, weights: [1.0]}}
+    multipliers: [0.05, 200.0, 0.1]
+    strength: absolute
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A library of a tiny model, and what building it said, in `said.txt`."""
+    place = tmp_path_factory.mktemp("library")
+    given = place / "given"
+    save_vectors(given, {"layer_1": torch.linspace(-1, 1, 16)}, {"layer_1": {"layer": 1}})
+    recipes = TINY.format(model=tiny_folder, given=given, limit=LIMIT)
+    (place / "library.yaml").write_text(recipes, encoding="utf-8")
+    (place / "said.txt").write_text("\n".join(build(place)), encoding="utf-8")
+    return place
+
+
+def test_what_is_built_is_kept_where_it_works_and_else_named(built: Path):
+    kept = {entry.name: entry for entry in list_library(built)}
+    left_out = json.loads((built / "left_out.json").read_text(encoding="utf-8"))
+    assert kept.keys() | left_out.keys() == {"learnt", "merged"}
+    assert not kept.keys() & left_out.keys()
+    for line in (built / "said.txt").read_text(encoding="utf-8").splitlines():
+        name = line.split(":")[0]
+        assert line.endswith(", works") == (name in kept)
+        assert name in kept or left_out[name]["reasons"][0] in line
+
+
+def test_the_strongest_dose_within_the_limit_is_taken(built: Path):
+    model = Recipes.read(built).source.load()
+    texts = [json.loads(line)["text"] for line in NEUTRAL.read_text().splitlines()][::2]
+    vector = load_vectors(built / "given", ["layer_1"])["layer_1"]
+    costs = {
+        m: divergence(model, texts, [EditLayer(1, Add(vector, m))]) for m in (0.05, 0.1, 200.0)
+    }
+    assert costs[0.1] < LIMIT < costs[200.0]
+    left_out = json.loads((built / "left_out.json").read_text(encoding="utf-8"))
+    assert left_out["merged"]["dose"]["multipliers"] == [0.1]
 
 
 # ---- what ships ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from steer.effect import Effect
 from steer.library.applying import steering_of
@@ -39,8 +40,12 @@ class Verified:
         return f"{found} nats a pair, {controls}, KL {self.kl:.3f}: {outcome}"
 
 
-def verify(entry: Entry) -> Verified:
+def verify(entry: Entry, library: str | Path = LIBRARY) -> Verified:
     """Check an entry's files, its held-out pairs and its model, and measure its verdict anew.
+
+    Args:
+        entry: Of a library, or from elsewhere.
+        library: Its recipes name the model, and how text is put before it.
 
     Raises:
         ValueError: There is no verdict, a file is not what its checksum says, the held-out pairs
@@ -49,7 +54,7 @@ def verify(entry: Entry) -> Verified:
     facts, told = entry.facts, entry.verdict.get("effect")
     if told is None:
         raise ValueError(f"{entry.name} has no verdict: {entry.folder} was not made by build")
-    recipes = Recipes.read(LIBRARY)
+    recipes = Recipes.read(library)
     pairs = held_out([one["name"] for one in facts["held_out"]])
     if digests(pairs) != facts["held_out"]:
         names = ", ".join(pairs)

@@ -33,9 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # What requests its own libraries make is not for users.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("steer").setLevel(logging.INFO)
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
@@ -155,7 +154,7 @@ def _verify(given: argparse.Namespace) -> None:
     found = [library_entry(n, given.library) for n in given.names] or list_library(given.library)
     good = True
     for entry in found:
-        verified = verify(entry)
+        verified = verify(entry, given.library)
         sys.stdout.write(f"{entry.name}: {verified}\n")
         good = good and verified.reproduced
     if not good:

@@ -25,6 +25,7 @@ from steer.vectors.store import annotate
 
 WEIGHTS, CHECKSUMS, CARD = "vectors.safetensors", "checksums.json", "README.md"
 TEXTS = re.compile(r"README\.md|apply_\w+\.yaml")
+DENIED = (401, 403)
 # huggingface_hub has changed the library that it asks with; that one's errors are bases of this.
 FAILURES: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
 
@@ -146,4 +147,6 @@ def _naming(task: str) -> Iterator[None]:
         yield
     except FAILURES as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"cannot {task}: {why}") from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = "; is a token with that right in HF_TOKEN, or `hf auth login` done?"
+        raise OSError(f"cannot {task}: {why}{hint if status in DENIED else ''}") from error
