@@ -191,7 +191,6 @@ search:
   methods: [caa]
   layers: [0, 1]
   doses: [0.2, 0.5]
-  budget_tokens: 200000
   max_kl: {limit}
   max_perplexity_ratio: 99.0
   max_repetition: 1.0

@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ from steer.datasets import DatasetLoader
 from steer.files import find
 from steer.generator import BaseVectorGenerator
 from steer.library.applying import applied
-from steer.library.judging import CHOOSING, kl, verdict_on
+from steer.library.judging import CHOOSING, held_out, kl, scratch_store, verdict_on
 from steer.library.keeping import Draft, keep, note_left_out, said, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.method_files import PATHS, shipped_file
 from steer.models import SteeredModel
-from steer.search.searching import Data, search
-from steer.vectors import Vectors, load_vectors, vector_names
+from steer.passages import remembered_readings
+from steer.search.candidates import Workshop
+from steer.search.halving import halve
+from steer.search.judging import Judge, neutral_texts
+from steer.search.splitting import split
+from steer.vectors import Vectors
 from steer.vectors.catalogue import LIBRARY
+
+# What halving may spend: all that it asks for.
+PLENTY = 1e9
 
 
 def build(library: str | Path = LIBRARY, names: Sequence[str] = ()) -> Iterator[str]:
@@ -33,7 +42,7 @@ def build(library: str | Path = LIBRARY, names: Sequence[str] = ()) -> Iterator[
     chosen = recipes.chosen(names)
     model = recipes.source.load()
     for name, recipe in chosen.items():
-        draft = (_searched if recipe.method is None else _made)(recipes, recipe, model)
+        draft = (_learnt if recipe.method is None else _made)(recipes, recipe, model)
         place = folder / Path(recipes.model_name_or_path).name / name
         if draft.works:
             keep(draft, place, said(recipes, recipe))
@@ -44,21 +53,25 @@ def build(library: str | Path = LIBRARY, names: Sequence[str] = ()) -> Iterator[
         yield f"{name}: {draft}"
 
 
-def _searched(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
-    """By a search over layers and doses on the recipe's first data set."""
-    (source,) = recipe.data
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = recipes.search_settings(source, scratch)
-        rows = DatasetLoader().load_file(source, "train")
-        found = search(settings, Data.of(settings, source, source, rows), model)
-        pick = found["pick"]
-        if pick is None:
-            return Draft("caa", verdict=found["verdict"])
-        place = Path(found["folder"])
-        vectors = load_vectors(place, vector_names(place))
-    sides = ("input", "unsteered", "steered")
-    examples = [{side: one[side] for side in sides} for one in found["examples"]]
-    return Draft(pick["method"], place.name, vectors, pick["values"], found["verdict"], examples)
+def _learnt(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
+    """Of the pairs of the first data set, at the layer and dose that are best on a third of them."""
+    settings, source = recipes.search_settings(recipe), recipe.data[0]
+    rows, pairs = DatasetLoader().load_file(source, "train"), held_out([source])[source]
+    splits = split(rows, pairs, settings.seed)
+    workshop = Workshop(settings, source, model, settings.layers or range(model.depth))
+    (method,) = settings.chosen
+    with remembered_readings(), scratch_store(settings) as store:
+        vectors = workshop.train(method, splits.train, workshop.layers)
+        texts = neutral_texts()[CHOOSING]
+        judge = Judge(model, splits.select, texts, settings.chat, store, "select")
+        interventions = partial(workshop.interventions, vectors=vectors)
+        _, best = halve(workshop.grid(), interventions, judge, settings.max_kl, lambda: PLENTY)
+        pick = best[0].candidate
+        with tempfile.TemporaryDirectory() as scratch:
+            place, made = workshop.write(pick, [*splits.train, *splits.select], Path(scratch))
+    values = workshop.values(pick)
+    draft = Draft(method, place.name, made, values)
+    return _judged(draft, recipes, recipe, model)
 
 
 def _made(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
@@ -69,14 +82,21 @@ def _made(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
     generator = BaseVectorGenerator(given, model)
     (vectors,) = generator.generate_vectors()[name].values()
     (half,) = generator.hparams_dict.values()
-    most = recipes.search_settings(name).max_kl
+    most = recipes.search_settings(recipe).max_kl
     for multiplier in sorted(recipe.multipliers, reverse=True):
         values = _values(recipe, vectors, multiplier)
         steps = applied(model, method, values, vectors)
         if kl(model, steps, CHOOSING) <= most:
             break
-    verdict, examples = verdict_on(recipes, model, steps, recipe.data)
-    return Draft(method, half.folder, vectors, values, verdict, examples)
+    draft = Draft(method, half.folder, vectors, values)
+    return _judged(draft, recipes, recipe, model)
+
+
+def _judged(draft: Draft, recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
+    """The same with its verdict."""
+    steps = applied(model, draft.method, draft.values, draft.vectors)
+    verdict, examples = verdict_on(recipes, recipe, model, steps)
+    return replace(draft, verdict=verdict, examples=examples)
 
 
 def _values(recipe: Recipe, vectors: Vectors, multiplier: float) -> dict[str, Any]:

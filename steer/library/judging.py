@@ -1,7 +1,8 @@
 """What a vector does to held-out pairs and neutral text, and at what price in answers."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from steer.datasets import DatasetLoader, Row, input_of
 from steer.effect import CONTROLS, Effect, Group, divergence, measure_effect
 from steer.generator import rows_digest
 from steer.journal import Journal
-from steer.library.recipes import Recipes
+from steer.library.recipes import Recipe, Recipes
 from steer.models import Answer, Intervention, SteeredModel
 from steer.search.budget import Budget
 from steer.search.damage import Answers, Damage, harmless_prompts
@@ -19,7 +20,7 @@ from steer.search.settings import SearchSettings
 from steer.search.store import Store
 from steer.search.verdict import RANDOM, Measured, Verdict, add_price, against
 
-PROMPTS, HARMLESS, SHOWN = 16, 8, 3
+PROMPTS, HARMLESS, SHOWN = 12, 6, 3
 # As a search has it: one half of the neutral texts to choose by, the other for verdicts.
 CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
 
@@ -56,15 +57,15 @@ def kl(model: SteeredModel, steps: Sequence[Intervention], part: slice) -> float
 
 def verdict_on(
     recipes: Recipes,
+    recipe: Recipe,
     model: SteeredModel,
     steps: Sequence[Intervention],
-    names: Sequence[str],
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The verdict on steps that no pair has chosen, as a search gives it, and a few answers.
 
     Shuffled labels are no control here: nothing was learnt from labels.
     """
-    pairs = held_out(names)
+    pairs = held_out(recipe.data)
     found = effect_on(recipes, model, steps, pairs)
     verdict = Verdict(False, [], _measured(found))
     verdict.controls, verdict.control_pairs = {RANDOM: found.controls}, found.control_pairs
@@ -80,8 +81,8 @@ def verdict_on(
             if one.low <= 0
         ]
     verdict.works = not verdict.reasons
-    settings = recipes.search_settings(names[0])
-    price, shown = _price(settings, model, steps, names)
+    settings = recipes.search_settings(recipe)
+    price, shown = _price(settings, model, steps, recipe.data)
     add_price(verdict, price, settings.limits)
     by_data = {name: asdict(one) for name, one in each.items()}
     return asdict(verdict) | ({"by_data": by_data} if by_data else {}), shown
@@ -101,15 +102,21 @@ def _price(
     share = PROMPTS // len(names)
     rows = [DatasetLoader().load_file(name, "generation")[:share] for name in names]
     inputs = [input_of(row, n) for some in rows for n, row in enumerate(some, start=1)]
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Journal(Path(scratch, "answers.jsonl"), {}, resume=False) as journal,
-    ):
-        store = Store(journal, Budget(settings.budget_minutes))
+    with scratch_store(settings) as store:
         given = (settings.chat, settings.max_new_tokens, store, "verdict")
         answers = Answers(model, inputs, harmless_prompts()[:HARMLESS], *given)
         (price,), made = answers.damage(["vector"], [steps], [kl(model, steps, JUDGING)])
     return price, examples(inputs, *made)
+
+
+@contextmanager
+def scratch_store(settings: SearchSettings) -> Iterator[Store]:
+    """Where a search's parts keep what they find, for as long as it is open."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Journal(Path(scratch, "found.jsonl"), {}, resume=False) as journal,
+    ):
+        yield Store(journal, Budget(settings.budget_minutes))
 
 
 def examples(

@@ -22,11 +22,12 @@ class Recipe:
     Attributes:
         does: What it makes likelier, in a sentence.
         data: Names of data sets: the first is learnt from, and the held-out pairs of all judge.
-        method: One that learns from no data, with the settings in `hparams`; null is a search over
-            layers and doses on `data`.
+        method: One that learns from no data, with the settings in `hparams`; null learns from
+            the pairs of `data`, by the method, layers and doses of `search`.
         hparams: Of its method file for making.
         multipliers: Doses; the strongest within the limit on KL is taken, before any pair is seen.
         strength: `relative`, or `absolute` where no residual norm is known.
+        search: Keys of search.yaml, such as limits, that stand over those of all recipes.
         note: What a user must be told.
     """
 
@@ -36,6 +37,7 @@ class Recipe:
     hparams: dict[str, Any] = field(default_factory=dict)
     multipliers: list[float] = field(default_factory=list)
     strength: str = "relative"
+    search: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Recipes(ModelAndChat):
     Attributes:
         seed: For everything random.
         licence: Of every vector.
-        search: Further keys of hparams/Steer/search.yaml, for what is searched for.
+        search: Keys of hparams/Steer/search.yaml: what is tried, and the limits on its price.
         vectors: Name -> its recipe.
     """
 
@@ -91,7 +93,8 @@ class Recipes(ModelAndChat):
         """Keys of a run's config."""
         return {name: getattr(self, name) for name in (*field_names(ModelAndChat), "seed")}
 
-    def search_settings(self, data: str, folder: str | Path = "search") -> SearchSettings:
-        """Those of a search on one data set."""
-        own = {"steer_train_dataset": [data], "output_dir": str(folder)}
-        return SearchSettings.of({**self.of_every_run(), **self.search, **own})[0]
+    def search_settings(self, recipe: Recipe, folder: str | Path = "search") -> SearchSettings:
+        """Those of a search for one of them; also its limits."""
+        own = {"steer_train_dataset": recipe.data[:1], "output_dir": str(folder)}
+        given = {**self.of_every_run(), **self.search, **recipe.search, **own}
+        return SearchSettings.of(given)[0]
