@@ -54,7 +54,7 @@ def build(library: str | Path = LIBRARY, names: Sequence[str] = ()) -> Iterator[
 
 
 def _learnt(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
-    """Of the pairs of the first data set, at the layer and dose that are best on a third of them."""
+    """Of the first data set's pairs, at the layer and dose that are best on a third of them."""
     settings, source = recipes.search_settings(recipe), recipe.data[0]
     rows, pairs = DatasetLoader().load_file(source, "train"), held_out([source])[source]
     splits = split(rows, pairs, settings.seed)

@@ -34,16 +34,16 @@ class Draft:
     Attributes:
         method: Its name.
         folder: Name of its folder.
-        vectors: Empty where no setting was worth a verdict.
+        vectors: With what is known of them.
         values: What its method file for applying says.
         verdict: As in `metadata.json`.
         examples: Answers, unsteered and steered.
     """
 
     method: str
-    folder: str = ""
-    vectors: Vectors = field(default_factory=Vectors)
-    values: Mapping[str, Any] = field(default_factory=dict)
+    folder: str
+    vectors: Vectors
+    values: Mapping[str, Any]
     verdict: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[Mapping[str, str]] = ()
 
@@ -53,9 +53,8 @@ class Draft:
         return bool(self.verdict["works"])
 
     def __str__(self) -> str:
-        effect, reasons = self.verdict.get("effect"), "; ".join(self.verdict["reasons"])
-        found = f"{interval(effect)} nats, " if effect else ""
-        return found + ("works" if self.works else f"left out: {reasons}")
+        outcome = "works" if self.works else f"left out: {'; '.join(self.verdict['reasons'])}"
+        return f"{interval(self.verdict['effect'])} nats, {outcome}"
 
 
 def said(recipes: Recipes, recipe: Recipe) -> dict[str, Any]:
@@ -94,9 +93,8 @@ def note_left_out(library: Path, name: str, recipe: Recipe, draft: Draft) -> Non
     there = read_json(path) if path.is_file() else {}
     there.pop(name, None)
     if not draft.works:
-        effect = draft.verdict.get("effect")
-        reasons = {"effect": effect, "reasons": draft.verdict["reasons"]}
-        there[name] = {"does": recipe.does, "dose": draft.values, **reasons}
+        found = {key: draft.verdict[key] for key in ("effect", "reasons")}
+        there[name] = {"does": recipe.does, "dose": draft.values, **found}
     write_json(path, dict(sorted(there.items())), indent=2)
 
 
