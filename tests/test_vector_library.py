@@ -96,8 +96,9 @@ def test_a_library_is_listed_by_name(library: Path, capsys: pytest.CaptureFixtur
     names = [(entry.name, entry.model, entry.layers) for entry in list_library(library)]
     assert names == [("cold", "tiny", [2]), ("cold", "tiny", [2]), ("warm", "tiny", [2])]
     lines = told(capsys, "list", "--library", library).splitlines()
-    assert len(lines) == 4
-    assert re.search(r"warm +caa +2 +\+3\.50 \[\+2\.25, \+4\.75\] +0\.12 +tiny", lines[3])
+    assert lines[0].strip() == "tiny"
+    assert len(lines) == 5
+    assert re.search(r"warm +caa +2 +\+3\.50 \[\+2\.25, \+4\.75\] +0\.12", lines[4])
 
 
 def test_an_entry_is_found_by_its_name_its_model_or_its_folder(library: Path):

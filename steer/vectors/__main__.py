@@ -108,15 +108,17 @@ def _list(given: argparse.Namespace) -> None:
         return
     from rich.console import Console  # not needed for JSON
 
-    Console().print(_table(entries))
+    for model in dict.fromkeys(entry.model for entry in entries):
+        Console().print(_table(model, [entry for entry in entries if entry.model == model]))
 
 
-def _table(entries: Sequence[Entry]) -> "Table":
+def _table(model: str, entries: Sequence[Entry]) -> "Table":
     from rich.table import Table
 
     from steer.vectors.cards import interval
 
-    table = Table("name", "method", "block", "effect (nats)", "KL", "model", box=None)
+    columns = ("name", "method", "block", "effect (nats a pair)", "KL")
+    table = Table(*columns, box=None, title=model, title_justify="left")
     for entry in entries:
         effect, price = entry.verdict.get("effect"), entry.verdict.get("damage")
         table.add_row(
@@ -125,7 +127,6 @@ def _table(entries: Sequence[Entry]) -> "Table":
             ",".join(map(str, entry.layers)),
             interval(effect) if effect else "not judged",
             f"{price['kl']:.2f}" if price else "",
-            entry.model,
         )
     return table
 
