@@ -13,11 +13,12 @@ import torch
 
 from steer.build import read_yaml
 from steer.effect import divergence
+from steer.library import steering_of
 from steer.library.building import build
 from steer.library.keeping import Draft, keep, note_left_out, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.library.verifying import verify
-from steer.models import Add, EditLayer
+from steer.models import Add, EditLayer, SteeredModel
 from steer.vectors import (
     Entry,
     Vectors,
@@ -141,6 +142,22 @@ def test_a_vector_that_nobody_judged_has_a_card_that_says_so(tmp_path: Path):
     save_vectors(tmp_path, {"layer_1": torch.ones(4)}, {})
     assert "| verdict | nobody has judged it" in card(Entry.of(tmp_path, "mine"))
     assert dose({"multipliers": [1.0, -2.5]}) == "multiplier 1, -2.5"
+
+
+def test_what_recommends_no_dose_does_not_steer(tmp_path: Path, model: SteeredModel):
+    save_vectors(tmp_path, {"layer_1": torch.ones(16)}, {})
+    with pytest.raises(ValueError, match=r"recommends no dose: search for one"):
+        steering_of(Entry.of(tmp_path, "mine"), model)
+
+
+def test_a_vector_steers_at_its_dose(tmp_path: Path, model: SteeredModel):
+    values = {"layers": [1], "multipliers": [0.25], "strength": "relative"}
+    about = {"method": "caa", "layer": 1, "residual_norm": 8.0, "recommended": values}
+    save_vectors(tmp_path, {"layer_1": torch.full((16,), 3.0)}, {"layer_1": about})
+    (step,) = steering_of(Entry.of(tmp_path, "mine"), model)
+    # A quarter of 8, along a vector of sixteen equal numbers.
+    assert torch.allclose(step.edit.change(), torch.full((16,), 0.5))
+    assert step.layer == 1
 
 
 # ---- keeping ------------------------------------------------------------------------------------
