@@ -17,6 +17,7 @@ from steer.library.keeping import Draft, keep, note_left_out, said, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.method_files import PATHS, shipped_file
 from steer.models import SteeredModel
+from steer.models.facts import model_facts
 from steer.passages import remembered_readings
 from steer.search.candidates import Workshop
 from steer.search.halving import halve
@@ -81,6 +82,9 @@ def _made(recipes: Recipes, recipe: Recipe, model: SteeredModel) -> Draft:
     given = {**recipes.of_every_run(), **own, **recipe.hparams, "steer_train_dataset": [name]}
     generator = BaseVectorGenerator(given, model)
     (vectors,) = generator.generate_vectors()[name].values()
+    for known in vectors.about.values():
+        # Made without a model, and judged with this one.
+        known.setdefault("model", model_facts(model))
     (half,) = generator.hparams_dict.values()
     most = recipes.search_settings(recipe).max_kl
     for multiplier in sorted(recipe.multipliers, reverse=True):
