@@ -40,6 +40,8 @@ METHODS_TABLE = "methods.py"
 # Not ratios but tables, or for the environment with vLLM.
 APART = (METHODS_TABLE, "engines.py", "vllm_engine.py")
 TEST_SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+# Each worker, and each script that a test starts, would compile all modules anew.
+TEST_SETTINGS |= {"PYTHONDONTWRITEBYTECODE": ""}
 # Each of the two workers loads the embedded model (0.5 GB) once; a file's tests stay together.
 TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
 

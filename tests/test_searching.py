@@ -161,6 +161,7 @@ def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
             torch.testing.assert_close(found_here, slow, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_labels_that_say_nothing_have_no_setting_that_works(tiny, tmp_path: Path):
     dice = random.Random(5)
     turned = [
@@ -174,6 +175,7 @@ def test_labels_that_say_nothing_have_no_setting_that_works(tiny, tmp_path: Path
     assert result["verdict"]["reasons"]
 
 
+@pytest.mark.slow
 def test_a_search_that_is_broken_off_goes_on_where_it_was(found, tmp_path: Path, tiny, monkeypatch):
     runs: list[int] = []
     original = Sweep.run
@@ -200,6 +202,7 @@ def test_a_search_that_is_broken_off_goes_on_where_it_was(found, tmp_path: Path,
         search(settings(tmp_path, resume=True), data(), tiny)
 
 
+@pytest.mark.slow
 def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path: Path):
     result = search(settings(tmp_path, max_kl=1e-9), data(), tiny)
     assert (result["pick"], result["folder"], result["verdict"]["works"]) == (None, None, False)
@@ -236,6 +239,7 @@ def test_the_page_needs_nothing_else_and_shows_what_was_found(found):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_text_on_the_page(found, tmp_path: Path):
     result = json.loads(json.dumps(found[0]))
     result["examples"][0]["unsteered"] = "<script>alert(1)</script>"
@@ -266,6 +270,7 @@ def test_the_terminal_shows_the_same(found):
 # ---- the command, and the bake-off ----
 
 
+@pytest.mark.slow
 def test_the_command_searches_a_file_and_says_where_everything_is(
     tiny_folder: Path, tmp_path: Path
 ):
@@ -288,6 +293,7 @@ def test_the_command_searches_a_file_and_says_where_everything_is(
     assert f"steer_train_dataset={file}" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_methods_are_searched_apart_and_one_that_fails_is_named(
     found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
