@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 # A line every so many seconds; work that takes less has none.
 SECONDS = 30
-LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left{postfix}"
+LINE = "{desc}: {n_fmt} of {total_fmt} after {elapsed}, {remaining} left{postfix}"
 
 
 Bar: TypeAlias = "tqdm[Any]"

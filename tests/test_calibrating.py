@@ -188,6 +188,7 @@ def desk(
     return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_a_run_is_steered_where_the_detector_says_so(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ):

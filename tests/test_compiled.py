@@ -135,6 +135,7 @@ KINDS = ["gemma3_text"]
 SLOW = ["gpt2", "qwen2", "qwen3", "gemma2", "gpt_neox", "mistral", "phi", "opt", "mixtral"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 )
@@ -253,6 +254,7 @@ def test_recipes_wait_where_all_slots_are_taken(
 # ---- it is never silent ----
 
 
+@pytest.mark.slow
 def test_graphs_count_what_hooks_count(engine: CompiledEngine):
     recipes = list(VECTORS.values())
     found: Tally = {}

@@ -62,6 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny: SteeredModel):
     return search(settings(folder), data(), tiny), folder / "mine"
 
 
+@pytest.mark.slow
 def test_everything_is_tried_and_the_parts_are_apart(found):
     result, folder = found
     assert result == json.loads((folder / "search.json").read_text(encoding="utf-8"))
@@ -78,6 +79,7 @@ def test_everything_is_tried_and_the_parts_are_apart(found):
     assert not (folder / "search_partial.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_effect_is_that_of_the_slow_loop_with_the_vector_that_was_written(found, tiny):
     result, _ = found
     pick, splits = result["pick"], split(pairs(40), [], seed=42)
@@ -101,6 +103,7 @@ def test_the_effect_is_that_of_the_slow_loop_with_the_vector_that_was_written(fo
     assert result["verdict"]["wrong_way"] == pytest.approx(wrong)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
     result, _ = found
     entry = read_metadata(result["folder"])["vectors"][f"layer_{result['pick']['layer']}"]
@@ -109,6 +112,7 @@ def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
     assert entry["verdict"] == result["verdict"]
 
 
+@pytest.mark.slow
 def test_the_folder_steers_as_the_search_did(found, tiny):
     result, _ = found
     pick, folder = result["pick"], result["folder"]
@@ -129,6 +133,7 @@ def test_the_folder_steers_as_the_search_did(found, tiny):
     assert record["pred"][0] == shown["steered"]
 
 
+@pytest.mark.slow
 def test_controls_are_run_and_the_other_way_is_the_other_way(found):
     verdict = found[0]["verdict"]
     assert {kind: len(values) for kind, values in verdict["controls"].items()} == {
@@ -140,6 +145,7 @@ def test_controls_are_run_and_the_other_way_is_the_other_way(found):
     assert (verdict["works"], verdict["reasons"]) == (True, [])
 
 
+@pytest.mark.slow
 def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
     result, _ = found
     pick = result["pick"]
@@ -215,6 +221,7 @@ def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path
 # ---- the report ----
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_shows_what_was_found(found):
     result, folder = found
     path = write_page(result, folder)
@@ -248,6 +255,7 @@ def test_what_a_model_says_is_text_on_the_page(found, tmp_path: Path):
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("steer.search.page.can_draw", lambda: False)
     page = write_page(found[0], tmp_path).read_text(encoding="utf-8")
@@ -255,6 +263,7 @@ def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch)
     assert "matplotlib is not installed" in page
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_the_same(found):
     from rich.console import Console
 

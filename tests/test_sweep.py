@@ -55,6 +55,7 @@ def test_each_steering_scores_as_in_the_slow_loop(
     torch.testing.assert_close(found, expected(every, asked), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 @SHARED
 @PROMPTS
 def test_steerings_share_passes_as_far_as_there_is_room(

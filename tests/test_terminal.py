@@ -173,7 +173,7 @@ def watched(*arguments: str, **environment: str) -> str:
 
 def test_a_log_has_a_line_now_and_then_and_none_of_what_is_done_soon():
     lines = shown("0", "0").splitlines()
-    assert lines[-1] == "answering: 4 of 4 answers after 00:00, 00:00 left"
+    assert lines[-1] == "answering: 4 of 4 after 00:00, 00:00 left"
     assert all(line.startswith("answering: ") for line in lines)
     assert shown("0", "30") == ""
     assert shown("-1", "0") == ""
