@@ -450,6 +450,9 @@ def test_the_command_prints_every_check_and_ends_with_1_where_one_failed(
     assert run(bench) == 0
     healthy = capsys.readouterr().out
     assert all(name in healthy for name in CHECKS)
+    # A path is not broken.
+    wide = [line for line in healthy.splitlines() if len(line) > 80]
+    assert all(max(map(len, line.split())) > 60 for line in wide)
     assert run(bench, "multipliers=[0]") == 1
     printed = capsys.readouterr().out
     assert "failure   strength\n" in printed

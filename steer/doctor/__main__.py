@@ -25,7 +25,7 @@ from steer.secrets import redacted
 from steer.terminal import Parser, command
 
 CONFIG = "hparams/Steer/vector_apply.yaml"
-WIDTH = 100
+WIDTH = 80
 # As grep has it: 1 for what was looked for, 2 where it could not look.
 HEALTHY, SICK, FAILED = 0, 1, 2
 STYLES = {"ok": "green", "warning": "bold yellow", "failure": "bold red", "unchecked": "dim"}
