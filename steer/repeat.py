@@ -18,7 +18,7 @@ from steer.results import Record, run_path
 from steer.terminal import Parser, command
 
 SAME, OTHER, FAILED = 0, 1, 2
-AGAIN = "repeated"
+AGAIN = "_repeated"
 # What may be another one although the run is the same.
 ALONGSIDE = ("versions", "machine")
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", metavar="RUN", help="a <data set>_run.json or _results.json, or a folder of them"
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help=f"for what is made; default: {AGAIN} beside the run"
+        "--output", metavar="FOLDER", help=f"for what is made; default: <folder of the run>{AGAIN}"
     )
     return parser
 
@@ -68,7 +68,9 @@ def _repeated(path: Path, output: str | None) -> bool:
     from rich.table import Table
 
     kept = read_json(path)
-    folder = Path(output) if output else path.parent / AGAIN
+    # Not inside the run's folder: what reads that would read both.
+    beside = path.parent.resolve()
+    folder = Path(output) if output else beside.with_name(beside.name + AGAIN)
     records, again = repeat(kept, folder, path)
     results = path.with_name(path.name.replace("_run.json", "_results.json"))
     before: list[Record] = read_json(results)

@@ -56,7 +56,7 @@ def test_steering_gives_the_same_vectors_and_answers(
     status, said = repeated(desk, capsys)
     assert (status, "mine_run.json: all 4 answers are the same again" in said) == (0, True), said
     assert "What is not as it was" not in said
-    again = desk.out / "answers/repeated"
+    again = desk.out / "answers_repeated"
     assert json.loads((again / "mine_results.json").read_text()) == desk.answers()
     vector = Path("mine/caa_vector/layer_1.pt")
     assert (again / "vectors/0" / vector).read_bytes() == (
