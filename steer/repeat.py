@@ -66,6 +66,7 @@ def _repeated(path: Path, output: str | None) -> bool:
     """Whether the answers of a run are the same again; prints what is not."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     kept = read_json(path)
     # Not inside the run's folder: what reads that would read both.
@@ -79,7 +80,7 @@ def _repeated(path: Path, output: str | None) -> bool:
     if rows:
         table = Table("what", "then", "now", title="What is not as it was")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
     changed = [n for n, pair in enumerate(zip(before, records, strict=False)) if pair[0] != pair[1]]
     alike = not changed and len(before) == len(records)
