@@ -13,6 +13,10 @@ from typing import IO, Any
 from filelock import FileLock
 
 
+# What may be missing because nothing has made it yet.
+MADE_BY = {"vector folder": "; python vectors_generate.py makes the vectors of a config"}
+
+
 def project_root() -> Path:
     """The folder that holds `hparams`, `data` and `vectors`: the checkout, or the wheel's copy."""
     package = Path(__file__).resolve().parent
@@ -32,7 +36,7 @@ def find(path: str | Path, what: str = "file") -> Path:
         if place.exists():
             return place
     tried = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    raise FileNotFoundError(f"no {what} at {path} (looked at {tried})")
+    raise FileNotFoundError(f"no {what} at {path} (looked at {tried}){MADE_BY.get(what, '')}")
 
 
 @contextmanager
