@@ -12,7 +12,6 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-
 # What may be missing because nothing has made it yet.
 MADE_BY = {"vector folder": "; python vectors_generate.py makes the vectors of a config"}
 
