@@ -1124,7 +1124,7 @@ VECTORS = [
     (
         "a vector folder that is not there",
         lambda p: p.apply(),
-        r"^no vector folder at kept \(looked at .*\); python vectors_generate.py makes the vectors ",
+        r"^no vector folder at kept \(looked at .*\); python vectors_generate.py makes the vectors",
     ),
     (
         "a layer without a vector",
