@@ -12,12 +12,11 @@ python -m steer.vectors build
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from steer.secrets import RedactingFormatter
+from steer.terminal import FAILED, Parser, command
 from steer.vectors.catalogue import LIBRARY, Entry, library_entry, list_library
 
 if TYPE_CHECKING:
@@ -26,24 +25,21 @@ if TYPE_CHECKING:
 ENDINGS = ".safetensors or .gguf"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the arguments say; a mistake of the user's is one line and status 1.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; its exit status.
 
-    `verify` ends with 1 too where a verdict is not reproduced.
+    1 after a mistake of the user's, and where `verify` does not reproduce a verdict.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("steer").setLevel(logging.INFO)
+    return command(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int | None:
     given = _parser().parse_args(arguments)
-    try:
-        given.run(given)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    return given.run(given)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m steer.vectors",
         description="Steering vectors: the library of ready ones, the Hub, other programs.",
     )
@@ -53,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_library(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_library(tasks: "argparse._SubParsersAction[Parser]") -> None:
     listing = tasks.add_parser("list", help="what the library has, and what each vector does")
     listing.set_defaults(run=_list)
     one = tasks.add_parser("show", help="the card of a vector")
@@ -73,7 +69,7 @@ def _add_library(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         )
 
 
-def _add_hub(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_hub(tasks: "argparse._SubParsersAction[Parser]") -> None:
     push = tasks.add_parser("push", help="publish a folder of vectors on the Hugging Face Hub")
     push.add_argument("folder", metavar="FOLDER", help="of vectors, or a name in the library")
     push.add_argument("repo", metavar="REPO", help="owner/name; made where it is not there")
@@ -86,7 +82,7 @@ def _add_hub(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     pull.set_defaults(run=_pull)
 
 
-def _add_exchange(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_exchange(tasks: "argparse._SubParsersAction[Parser]") -> None:
     out = tasks.add_parser("export", help="put the vectors of a folder into one file")
     out.add_argument("source", metavar="SOURCE", help="folder of vectors")
     out.add_argument("target", metavar="TARGET", help=f"file to write, {ENDINGS}")
@@ -149,7 +145,7 @@ def _write_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _verify(given: argparse.Namespace) -> None:
+def _verify(given: argparse.Namespace) -> int:
     from steer.library.verifying import verify
 
     found = [library_entry(n, given.library) for n in given.names] or list_library(given.library)
@@ -158,8 +154,7 @@ def _verify(given: argparse.Namespace) -> None:
         verified = verify(entry, given.library)
         sys.stdout.write(f"{entry.name}: {verified}\n")
         good = good and verified.reproduced
-    if not good:
-        sys.exit(1)
+    return 0 if good else FAILED
 
 
 def _build(given: argparse.Namespace) -> None:
@@ -202,4 +197,4 @@ def _import(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
