@@ -40,6 +40,8 @@ METHODS_TABLE = "methods.py"
 # Not ratios but tables, or for the environment with vLLM.
 APART = (METHODS_TABLE, "engines.py", "vllm_engine.py")
 TEST_SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+# A notice of the theme's makers about other software, at every build.
+SITE_SETTINGS = {"NO_MKDOCS_2_WARNING": "true"}
 # Each of the two workers loads the embedded model (0.5 GB) once; a file's tests stay together.
 TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
 
@@ -74,6 +76,12 @@ def check(arguments: Sequence[str]) -> int:
         if code:
             return code
     return 0
+
+
+def docs(arguments: Sequence[str]) -> int:
+    """Build the documentation's site into site/."""
+    set_up(DEV)
+    return python(["-m", "mkdocs", "build", "--strict", *arguments], settings=SITE_SETTINGS)
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -126,6 +134,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "check": check,
+    "docs": docs,
     "bench": bench,
     "bench-methods": bench_methods,
     "test-lowest": test_lowest,

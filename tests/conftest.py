@@ -5,7 +5,7 @@ With workers, one process more reads this file, and does nothing else with it.
 
 import gc
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -17,6 +17,8 @@ import pytest
 from architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from pages import Reader
+
     from steer.models import SteeredModel
 
 
@@ -78,6 +80,17 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "SteeredM
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path, tiny)
     return path, tiny
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> "Iterator[Reader]":
+    """A reader of a page, in a working directory of their own."""
+    from pages import Reader
+
+    with Reader(tmp_path, monkeypatch, capsys).at_work() as it:
+        yield it
 
 
 @pytest.fixture(scope="session")
