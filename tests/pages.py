@@ -5,6 +5,7 @@ else is as printed. What cannot be run on any machine (several GPUs, vLLM, a net
 a fence of `text`.
 """
 
+import csv
 import json
 import logging
 import os
@@ -45,12 +46,17 @@ ROWS = {
     "dogs/test": 2,
     "neutral/prompts": 2,
 }
-SHORT = "generation_params.max_new_tokens=6"
+# What a command gets before its own arguments, which therefore count.
 SMALL = {
-    "steering.py": [SHORT],
-    "vectors_apply.py": [SHORT],
-    "steer.search": ["budget_tokens=6000", "max_new_tokens=6", "methods=[caa]", "layers=[15]"],
+    "steering.py": ["generation_params.max_new_tokens=6"],
+    "vectors_apply.py": ["generation_params.max_new_tokens=6"],
+    "steer.search": [
+        *("budget_tokens=3000", "max_new_tokens=6", "methods=[caa]", "layers=[15]"),
+        *("doses=[0.12,0.24]",),
+    ],
 }
+# For all runs but one: they are there for what they are given.
+LESS = ["report=basic", "eval_methods=[distinctness]"]
 LM_STEER = ["n_steps=2", "rank=4"]
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -75,18 +81,19 @@ class Reader:
 
     Attributes:
         folder: The working directory.
-        printed: What the latest command or Python block wrote to stdout.
+        printed: What each command wrote to stdout.
     """
 
     def __init__(
         self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
     ) -> None:
         self.folder, self._patch, self._capture = folder, patch, capture
-        self.printed = ""
+        self.printed: dict[str, str] = {}
         self._known: dict[str, Any] = {"__name__": "__main__"}
-        self._address = ADDRESS
+        self._address, self._in_full = ADDRESS, False
         self._open = ExitStack()
         patch.chdir(folder)
+        patch.setenv("COLUMNS", "200")
         for script in ROOT.glob("*.py"):
             shutil.copy(script, folder)
         for name, rows in ROWS.items():
@@ -104,14 +111,18 @@ class Reader:
         from steer.vectors import export_vectors
 
         pairs = [
-            {"q": f"How was day {n}?", "good": f"A joy, all {n} of it.", "bad": f"Bad, {n} times."}
+            {
+                "question": f"How was day {n}?",
+                "matching": f"A joy, all {n} of it.",
+                "not_matching": f"Bad, {n} times.",
+            }
             for n in range(24)
         ]
-        self._write("my.csv", "\n".join(["q,good,bad", *(",".join(p.values()) for p in pairs)]))
-        names = {"q": "question", "good": "matching", "bad": "not_matching"}
-        named = [json.dumps({names[key]: value for key, value in p.items()}) for p in pairs]
         for name in ("my.jsonl", "my_pairs.jsonl"):
-            self._write(name, "\n".join(named))
+            self._write(name, "\n".join(map(json.dumps, pairs)))
+        for name, header in (("my.csv", list(pairs[0])), ("theirs.csv", ["q", "good", "bad"])):
+            with (self.folder / name).open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([header, *(list(pair.values()) for pair in pairs)])
         asked = [f'{{"input": "{text} {n}?"}}' for n in range(8) for text in ("How was film",)]
         self._write("reviews.jsonl", "\n".join(asked))
         self._write(
@@ -137,8 +148,9 @@ class Reader:
                 )
             yield self
 
-    def follow(self, page: Path) -> None:
-        """Run all that `page` says, in order."""
+    def follow(self, page: Path, *, in_full: bool = False) -> None:
+        """Run all that `page` says, in order; `python steering.py` alone may measure all."""
+        self._in_full = in_full
         for kind, text in blocks(page):
             if kind == "python":
                 self.python(text, page)
@@ -148,10 +160,8 @@ class Reader:
 
     def python(self, text: str, page: Path) -> None:
         """Run a block; it knows what earlier ones of the page have defined."""
-        self._capture.readouterr()
         code = compile(text.replace(ADDRESS, self._address), name_of(page), "exec")
         exec(code, self._known)
-        self.printed = self._capture.readouterr().out
 
     def command(self, line: str) -> None:
         """Run one line of a shell."""
@@ -184,12 +194,14 @@ class Reader:
         if name == "steer.serve":
             self._open.enter_context(self._server(given))
             return
-        more = [*SMALL.get(name, []), *(LM_STEER if "methods=[lm_steer]" in given else [])]
+        small = [*SMALL.get(name, []), *(LM_STEER if "methods=[lm_steer]" in given else [])]
+        if name == "steering.py" and (given or not self._in_full):
+            small += LESS
         self._capture.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
         status: Any = 0
         with self._patch.context() as patch:
-            patch.setattr("sys.argv", [name, *given, *more])
+            patch.setattr("sys.argv", [name, *small, *given])
             patch.setattr("sys.path", sys.path[:])
             try:
                 if is_module:
@@ -201,9 +213,10 @@ class Reader:
             finally:
                 logging.root.handlers[:] = handlers
                 logging.root.setLevel(level)
-        self.printed, said = self._capture.readouterr()
+        printed, said = self._capture.readouterr()
+        self.printed[shlex.join(["python", *words])] = printed
         # What is checked may be found ill: then the command has done its work.
-        allowed = (0, 1) if name in ("steer.doctor", "steer.datasets") and self.printed else (0,)
+        allowed = (0, 1) if name in ("steer.doctor", "steer.datasets") and printed else (0,)
         assert status in allowed, f"{shlex.join(words)}\n{said[-2000:]}"
 
     @contextmanager
