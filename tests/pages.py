@@ -48,11 +48,10 @@ ROWS = {
 }
 # What a command gets before its own arguments, which therefore count.
 SMALL = {
-    "steering.py": ["generation_params.max_new_tokens=6"],
-    "vectors_apply.py": ["generation_params.max_new_tokens=6"],
+    "steering.py": ["generation_params.max_new_tokens=4"],
+    "vectors_apply.py": ["generation_params.max_new_tokens=4"],
     "steer.search": [
-        *("budget_tokens=3000", "max_new_tokens=6", "methods=[caa]", "layers=[15]"),
-        *("doses=[0.12,0.24]",),
+        *("budget_tokens=1000", "max_new_tokens=4", "methods=[caa]", "layers=[15]", "doses=[0.2]"),
     ],
 }
 # For all runs but one: they are there for what they are given.
