@@ -94,7 +94,7 @@ def difference() -> tuple[int, str, list[str]]:
         dot(*down, "down", 8),
         text(380, 118, "v"),
         text(150, 262, "unwanted answers", "soft"),
-        text(610, 50, "wanted answers", "soft"),
+        text(668, 110, "wanted answers", "soft"),
         text(380, 290, "each point: one answer, read at one block; large: the mean", "soft"),
     ]
     return 310, "The mean difference of activations on wanted and unwanted answers", parts

@@ -33,9 +33,7 @@ svg { --ink: #1b2733; --line: #8795a1; --card: #ffffff }
 </style>
 """
 STYLE = {
-    "svg.fonttype": "none",
     "svg.hashsalt": "effect",
-    "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -104,11 +102,9 @@ def drawn(points: list[dict[str, Any]]) -> str:
         )
         left.axhline(0, color=LINE, lw=0.8)
         left.set(xlabel="strength", title="effect on 24 held-out pairs (nats a pair)")
-        left.legend(loc="upper left", fontsize=9)
+        sheet.legend(loc="outside lower left", ncols=2, fontsize=9)
         right.plot(strengths, [p["kl"] for p in points], "o-", color=ORANGE)
-        right.set(
-            xlabel="strength", title="price: KL on neutral text (nats a token)", ylim=(0, None)
-        )
+        right.set(xlabel="strength", title="price: KL (nats a token)", ylim=(0, None))
         buffer = io.StringIO()
         sheet.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
