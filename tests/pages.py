@@ -34,10 +34,10 @@ PAGES = [
 ]
 FENCES = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-# The first so many rows; a search needs a few more than the other commands.
+# The first so many rows.
 ROWS = {
-    "sentiment/train": 18,
-    "sentiment/valid": 6,
+    "sentiment/train": 6,
+    "sentiment/valid": 3,
     "sentiment/test": 2,
     "refusal/train": 6,
     "refusal/valid": 3,
@@ -50,8 +50,10 @@ ROWS = {
 SMALL = {
     "steering.py": ["generation_params.max_new_tokens=4"],
     "vectors_apply.py": ["generation_params.max_new_tokens=4"],
+    # It needs more pairs than the other commands: these are short.
     "steer.search": [
-        *("budget_tokens=1000", "max_new_tokens=4", "methods=[caa]", "layers=[15]", "doses=[0.2]"),
+        *("steer_train_dataset=my_pairs.jsonl", "methods=[caa]", "layers=[15]", "doses=[0.2]"),
+        *("budget_tokens=1000", "max_new_tokens=4"),
     ],
 }
 # For all runs but one: they are there for what they are given.
