@@ -119,11 +119,11 @@ class Reader:
             }
             for n in range(24)
         ]
-        for name in ("my.jsonl", "my_pairs.jsonl"):
-            self._write(name, "\n".join(map(json.dumps, pairs)))
+        self._write("my_pairs.jsonl", "\n".join(map(json.dumps, pairs)))
+        self._write("my.jsonl", "\n".join(map(json.dumps, pairs[:6])))
         for name, header in (("my.csv", list(pairs[0])), ("theirs.csv", ["q", "good", "bad"])):
             with (self.folder / name).open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([header, *(list(pair.values()) for pair in pairs)])
+                csv.writer(file).writerows([header, *(list(pair.values()) for pair in pairs[:6])])
         asked = [f'{{"input": "{text} {n}?"}}' for n in range(8) for text in ("How was film",)]
         self._write("reviews.jsonl", "\n".join(asked))
         self._write(
