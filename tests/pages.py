@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
@@ -107,6 +107,9 @@ class Reader:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
 
+    def _rows(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        self._write(name, "\n".join(map(json.dumps, rows)))
+
     def _own_files(self) -> None:
         """What pages call the reader's own: pairs, questions, vectors."""
         from steer.vectors import export_vectors
@@ -119,16 +122,13 @@ class Reader:
             }
             for n in range(24)
         ]
-        self._write("my_pairs.jsonl", "\n".join(map(json.dumps, pairs)))
-        self._write("my.jsonl", "\n".join(map(json.dumps, pairs[:6])))
+        self._rows("my_pairs.jsonl", pairs)
+        self._rows("my.jsonl", pairs[:6])
         for name, header in (("my.csv", list(pairs[0])), ("theirs.csv", ["q", "good", "bad"])):
             with (self.folder / name).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([header, *(list(pair.values()) for pair in pairs[:6])])
-        asked = [f'{{"input": "{text} {n}?"}}' for n in range(8) for text in ("How was film",)]
-        self._write("reviews.jsonl", "\n".join(asked))
-        self._write(
-            "others.jsonl", "\n".join(json.dumps({"input": f"Add {n} to 7."}) for n in range(8))
-        )
+        self._rows("reviews.jsonl", [{"input": f"How was film {n}?"} for n in range(8)])
+        self._rows("others.jsonl", [{"input": f"Add {n} to 7."} for n in range(8)])
         self._write("questions.json", json.dumps([{"input": "How was your day?"}]))
         shipped = ROOT / "vectors/examples/SmolLM2-135M-Instruct/sentiment/caa_vector"
         shutil.copytree(shipped, self.folder / "my/vectors")
