@@ -56,8 +56,12 @@ SMALL = {
         *("budget_tokens=1000", "max_new_tokens=4"),
     ],
 }
-# For all runs but one: they are there for what they are given.
-LESS = ["report=basic", "eval_methods=[distinctness]"]
+# Where a page is not followed in full: runs are there for what they are given, and of a search,
+# half a minute at its smallest, the settings are read and checked.
+LESS = {
+    "steering.py": ["report=basic", "eval_methods=[distinctness]"],
+    "steer.search": ["--explain-config"],
+}
 LM_STEER = ["n_steps=2", "rank=4"]
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -150,7 +154,7 @@ class Reader:
             yield self
 
     def follow(self, page: Path, *, in_full: bool = False) -> None:
-        """Run all that `page` says, in order; `python steering.py` alone may measure all."""
+        """Run all that `page` says, in order; `in_full` also what takes long."""
         self._in_full = in_full
         for kind, text in blocks(page):
             if kind == "python":
@@ -196,8 +200,8 @@ class Reader:
             self._open.enter_context(self._server(given))
             return
         small = [*SMALL.get(name, []), *(LM_STEER if "methods=[lm_steer]" in given else [])]
-        if name == "steering.py" and (given or not self._in_full):
-            small += LESS
+        if not self._in_full or name == "steering.py" and given:
+            small += LESS.get(name, [])
         self._capture.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
         status: Any = 0
