@@ -200,7 +200,7 @@ class Reader:
             self._open.enter_context(self._server(given))
             return
         small = [*SMALL.get(name, []), *(LM_STEER if "methods=[lm_steer]" in given else [])]
-        if not self._in_full or name == "steering.py" and given:
+        if not self._in_full or (name == "steering.py" and given):
             small += LESS.get(name, [])
         self._capture.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
