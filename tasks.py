@@ -45,6 +45,8 @@ TEST_SETTINGS |= {"PYTHONDONTWRITEBYTECODE": ""}
 # Each loads the embedded model (0.5 GB) once. One that is done takes over from the other: the
 # longest tests are in files of few.
 TWO_WORKERS = ["-n", "2", "--dist", "worksteal"]
+# A notice of the theme's makers about other software, at every build.
+SITE_SETTINGS = {"NO_MKDOCS_2_WARNING": "true"}
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -77,6 +79,12 @@ def check(arguments: Sequence[str]) -> int:
         if code:
             return code
     return 0
+
+
+def docs(arguments: Sequence[str]) -> int:
+    """Build the documentation's site into site/."""
+    set_up(DEV)
+    return python(["-m", "mkdocs", "build", "--strict", *arguments], settings=SITE_SETTINGS)
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -143,6 +151,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "check": check,
+    "docs": docs,
     "bench": bench,
     "bench-methods": bench_methods,
     "library": library,

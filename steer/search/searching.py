@@ -237,9 +237,9 @@ class _Search:
             names, settings, kls = [*names, "reversed"], [*settings, turned], [*kls, 0.0]
         prices, made = answers.damage(names, settings, kls)
         add_price(verdict, prices[0], self.settings.limits)
-        few = [some[:SHOWN] for some in made]
-        others = few[2] if turned else []
         inputs = answers.inputs[:SHOWN]
+        few = [some[: len(inputs)] for some in made]
+        others = few[2] if turned else []
         return examples(self.model, inputs, few[0], few[1], others, setting)
 
 
