@@ -11,7 +11,8 @@ from steer.datasets.names import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_SETS = ROOT / "hparams/Steer/dataset.md"
-PAGES = [ROOT / "README.md", DATA_SETS, *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = ROOT / "tutorial-notebooks/README.md"
+PAGES = [ROOT / "README.md", DATA_SETS, NOTEBOOKS, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def anchors(page: Path) -> set[str]:
