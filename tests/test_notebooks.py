@@ -45,7 +45,8 @@ CLAIMS = {
     "sae_feature": """
         assert min(found[-1].low for found in effects.values()) > 0
         assert effects["sae_feature"][-1].mean > effects["sae_feature"][0].mean
-        assert effect.low > 0 and kept < 100
+        assert found[0].low > 0
+        assert kept < 100
     """,
     "lm_steer": """
         assert effects[-1].low > 0
