@@ -32,13 +32,12 @@ def effect_on(
         model: Steered, as `applier.model` is after `apply_vectors`.
         pairs: Contrastive rows, with `matching`, `not_matching` and `question`.
         chat: How questions are put, as `applier.settings.chat`.
-        controls: Random vectors of equal norm to compare with, up to 12 pairs of them; none is
-            quickest.
+        controls: How many random vectors of equal norm to compare with, on the first 12 pairs.
 
     Raises:
         ValueError: No pairs, or a row that is none.
     """
-    group = Group.of(model, _some(pairs), chat, model.interventions())
+    group = Group.of(model, _not_empty(pairs), chat, model.interventions())
     return measure_effect(model, [group], GIVEN, controls)
 
 
@@ -53,20 +52,19 @@ def effects_on(
     For sweeps: what all have in common, the unsteered pass too, is computed once. `steerings` are
     what `model.interventions()` gives under one setting after another.
     """
-    group = Group.of(model, _some(pairs), chat, [])
+    group = Group.of(model, _not_empty(pairs), chat, [])
     shared, found = scorer_of(model, group.pairs), []
     for steps in tqdm(steerings, desc="measuring effects", unit="steering"):
         own = group.under(steps)
         found.append(margins(shared if own is group.pairs else scorer_of(model, own), steps))
     plain = margins(shared, [])
-    changes = [steered - plain for steered in found]
     return [
-        Effect(float(each.mean()), *bootstrap(each), len(each), [], 0, 0.0, GIVEN)
-        for each in changes
+        Effect(float(change.mean()), *bootstrap(change), len(pairs), [], 0, 0.0, GIVEN)
+        for change in (steered - plain for steered in found)
     ]
 
 
-def _some(pairs: Sequence[Row]) -> Sequence[Row]:
+def _not_empty(pairs: Sequence[Row]) -> Sequence[Row]:
     if not pairs:
         raise ValueError("no pairs to measure the effect on: give rows of data that was held out")
     return pairs
