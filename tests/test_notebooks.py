@@ -39,7 +39,7 @@ CLAIMS = {
         assert not any(map(is_foreign, said[0.0]))
     """,
     "CAA_r1_control": """
-        assert effect.low > 0
+        assert effect.mean > 0
         assert changes[strength]["high"] < 0
         assert changes[0.0]["mean"] == 0
     """,
