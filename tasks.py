@@ -40,8 +40,11 @@ METHODS_TABLE = "methods.py"
 # Not ratios but tables, or for the environment with vLLM.
 APART = (METHODS_TABLE, "engines.py", "vllm_engine.py")
 TEST_SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
-# Each of the two workers loads the embedded model (0.5 GB) once; a file's tests stay together.
-TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
+# Each worker, and each script that a test starts, would compile all modules anew.
+TEST_SETTINGS |= {"PYTHONDONTWRITEBYTECODE": ""}
+# Each loads the embedded model (0.5 GB) once. One that is done takes over from the other: the
+# longest tests are in files of few.
+TWO_WORKERS = ["-n", "2", "--dist", "worksteal"]
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -68,7 +71,7 @@ def check(arguments: Sequence[str]) -> int:
         ["-m", "ruff", "check", "."],
         ["-c", import_linter],
         ["-m", "pyrefly", "check", "--python-interpreter-path", str(python_of(VENV))],
-        ["-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", *arguments],
+        ["-m", "pytest", *TWO_WORKERS, "-m", "not slow", *arguments],
     ):
         code = python(command, settings=TEST_SETTINGS)
         if code:
