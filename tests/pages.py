@@ -206,7 +206,11 @@ class Reader:
         handlers, level = logging.root.handlers[:], logging.root.level
         status: Any = 0
         with self._patch.context() as patch:
-            patch.setattr("sys.argv", [name, *small, *given])
+            # Hydra takes settings at one place only: behind its options.
+            options = [word for word in given if word == "--help"]
+            patch.setattr(
+                "sys.argv", [name, *options, *small, *(w for w in given if w not in options)]
+            )
             patch.setattr("sys.path", sys.path[:])
             try:
                 if is_module:
