@@ -106,6 +106,20 @@ def bench_methods(arguments: Sequence[str]) -> int:
     return python([script, "--write", str(ROOT / "docs" / "methods.md"), *arguments])
 
 
+def library(arguments: Sequence[str]) -> int:
+    """Make the vector library anew, and its table in docs/vectors.md; half an hour on one core."""
+    set_up(RUNTIME)
+    code = python(["-m", "steer.vectors", "build", *arguments])
+    if code:
+        return code
+    (table,) = re.findall(r"(?:^\|.*\n)+", read(ROOT / "vectors/library/README.md"), re.MULTILINE)
+    page = ROOT / "docs" / "vectors.md"
+    before, rest = read(page).split(begin := "<!-- library: begin -->\n")
+    after = rest[rest.index("<!-- library: end -->") :]
+    page.write_text(before + begin + table + after, encoding="utf-8")
+    return 0
+
+
 def test_lowest(arguments: Sequence[str]) -> int:
     """Run every test on the lowest versions that requirements.txt allows."""
     set_up(LOWEST)
@@ -140,6 +154,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "docs": docs,
     "bench": bench,
     "bench-methods": bench_methods,
+    "library": library,
     "test-lowest": test_lowest,
     "test-vllm": test_vllm,
     "help": show_help,

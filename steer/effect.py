@@ -63,6 +63,9 @@ class Effect:
     on_control_pairs: float
     source: str
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} nats [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -99,11 +102,7 @@ class Group:
     def first(self, count: int) -> "Group":
         """The same for the first pairs only."""
         given = self.prompted
-        return Group(
-            self.pairs[:count],
-            self.steps,
-            given and (lambda steps: given(steps)[:count]),
-        )
+        return Group(self.pairs[:count], self.steps, given and (lambda s: given(s)[:count]))
 
 
 def pairs_of(

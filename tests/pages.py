@@ -30,6 +30,8 @@ DATA_SETS = ROOT / "hparams/Steer/dataset.md"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     DATA_SETS,
+    ROOT / "demo/EasySteer_demo/README.md",
+    ROOT / "tutorial-notebooks/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FENCES = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
