@@ -65,6 +65,7 @@ LESS = {
     "steer.search": ["--explain-config"],
 }
 LM_STEER = ["n_steps=2", "rank=4"]
+CHECKS = ("steer.doctor", "steer.datasets", "steer.vectors")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -227,7 +228,7 @@ class Reader:
         printed, said = self._capture.readouterr()
         self.printed[shlex.join(["python", *words])] = printed
         # What is checked may be found ill: then the command has done its work.
-        allowed = (0, 1) if name in ("steer.doctor", "steer.datasets") and printed else (0,)
+        allowed = (0, 1) if name in CHECKS and printed else (0,)
         assert status in allowed, f"{shlex.join(words)}\n{said[-2000:]}"
 
     @contextmanager
