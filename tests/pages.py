@@ -65,7 +65,7 @@ LESS = {
     "steer.search": ["--explain-config"],
 }
 LM_STEER = ["n_steps=2", "rank=4"]
-CHECKS = ("steer.doctor", "steer.datasets", "steer.vectors")
+CHECKS = ("steer.doctor", "steer.datasets")
 ADDRESS = "http://127.0.0.1:8000"
 
 
