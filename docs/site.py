@@ -8,7 +8,6 @@ that is no page has none: of a link to it only the words are left.
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -27,23 +26,9 @@ ELSEWHERE = {
 LINK = re.compile(r"\[(?P<words>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave parts of the project that are not there out of the navigation."""
-    places = {on_site: place for place, on_site in ELSEWHERE.items()}
-
-    def there(entry: dict[str, Any]) -> bool:
-        (target,) = entry.values()
-        return isinstance(target, list) or (ROOT / places.get(target, f"docs/{target}")).exists()
-
-    config.nav = [entry for entry in config.nav or [] if there(entry)]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie elsewhere."""
     for place, name in ELSEWHERE.items():
-        if not (ROOT / place).exists():
-            continue
         text = (ROOT / place).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
     return files

@@ -65,6 +65,7 @@ LESS = {
     "steer.search": ["--explain-config"],
 }
 LM_STEER = ["n_steps=2", "rank=4"]
+CHECKS = ("steer.doctor", "steer.datasets")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -208,7 +209,11 @@ class Reader:
         handlers, level = logging.root.handlers[:], logging.root.level
         status: Any = 0
         with self._patch.context() as patch:
-            patch.setattr("sys.argv", [name, *small, *given])
+            # Hydra takes settings at one place only: behind its options.
+            options = [word for word in given if word == "--help"]
+            patch.setattr(
+                "sys.argv", [name, *options, *small, *(w for w in given if w not in options)]
+            )
             patch.setattr("sys.path", sys.path[:])
             try:
                 if is_module:
@@ -223,7 +228,7 @@ class Reader:
         printed, said = self._capture.readouterr()
         self.printed[shlex.join(["python", *words])] = printed
         # What is checked may be found ill: then the command has done its work.
-        allowed = (0, 1) if name in ("steer.doctor", "steer.datasets") and printed else (0,)
+        allowed = (0, 1) if name in CHECKS and printed else (0,)
         assert status in allowed, f"{shlex.join(words)}\n{said[-2000:]}"
 
     @contextmanager
