@@ -45,6 +45,8 @@ TEST_SETTINGS |= {"PYTHONDONTWRITEBYTECODE": ""}
 # Each loads the embedded model (0.5 GB) once. One that is done takes over from the other: the
 # longest tests are in files of few.
 TWO_WORKERS = ["-n", "2", "--dist", "worksteal"]
+# A notice of the theme's makers about other software, at every build.
+SITE_SETTINGS = {"NO_MKDOCS_2_WARNING": "true"}
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -79,6 +81,12 @@ def check(arguments: Sequence[str]) -> int:
     return 0
 
 
+def docs(arguments: Sequence[str]) -> int:
+    """Build the documentation's site into site/."""
+    set_up(DEV)
+    return python(["-m", "mkdocs", "build", "--strict", *arguments], settings=SITE_SETTINGS)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Run every benchmark of ratios at its quick setting, one after the other."""
     set_up(RUNTIME)
@@ -96,6 +104,20 @@ def bench_methods(arguments: Sequence[str]) -> int:
     set_up(RUNTIME)
     script = str(ROOT / "benchmarks" / METHODS_TABLE)
     return python([script, "--write", str(ROOT / "docs" / "methods.md"), *arguments])
+
+
+def library(arguments: Sequence[str]) -> int:
+    """Make the vector library anew, and its table in docs/vectors.md; half an hour on one core."""
+    set_up(RUNTIME)
+    code = python(["-m", "steer.vectors", "build", *arguments])
+    if code:
+        return code
+    (table,) = re.findall(r"(?:^\|.*\n)+", read(ROOT / "vectors/library/README.md"), re.MULTILINE)
+    page = ROOT / "docs" / "vectors.md"
+    before, rest = read(page).split(begin := "<!-- library: begin -->\n")
+    after = rest[rest.index("<!-- library: end -->") :]
+    page.write_text(before + begin + table + after, encoding="utf-8")
+    return 0
 
 
 def test_lowest(arguments: Sequence[str]) -> int:
@@ -129,8 +151,10 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "check": check,
+    "docs": docs,
     "bench": bench,
     "bench-methods": bench_methods,
+    "library": library,
     "test-lowest": test_lowest,
     "test-vllm": test_vllm,
     "help": show_help,

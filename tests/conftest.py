@@ -20,6 +20,8 @@ import pytest
 from architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from pages import Reader
+
     from steer.models import SteeredModel
 
 
@@ -99,6 +101,17 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "SteeredM
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path, tiny)
     return path, tiny
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> "Iterator[Reader]":
+    """A reader of a page, in a working directory of their own."""
+    from pages import Reader
+
+    with Reader(tmp_path, monkeypatch, capsys).at_work() as it:
+        yield it
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 from steer.terminal import Parser, command, how_much, start_logging
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["datasets", "doctor", "gates", "repeat", "saes"]
+COMMANDS = ["datasets", "doctor", "gates", "repeat", "saes", "vectors"]
 
 
 @pytest.mark.parametrize(

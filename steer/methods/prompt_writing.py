@@ -91,7 +91,7 @@ class PromptWriter:
             RuntimeError: The endpoint does not answer, or refuses.
             OSError: `prompts_file` cannot be written.
         """
-        request = self._request(model, concept.strip())
+        request = self.request(model, concept)
         key = fingerprint(request)
         prompt = self._kept().get(key, {}).get("prompt")
         if prompt is None:
@@ -108,9 +108,9 @@ class PromptWriter:
     def _endpoint(self, name: str) -> Endpoint:
         return Endpoint(model=name, base_url=self.base_url, timeout=self.timeout)
 
-    def _request(self, model: SteeredModel, concept: str) -> dict[str, Any]:
-        """All that decides a prompt."""
-        given = self.generate_prompt_params
+    def request(self, model: SteeredModel, concept: str) -> dict[str, Any]:
+        """All that decides a prompt; `instruction` is what the writer reads, under `params`."""
+        given, concept = self.generate_prompt_params, concept.strip()
         if self.writer_model is None:
             writer = {**model_facts(model), "chat_template_sha256": template_hash(model)}
             plain = {} if given.get("use_chat_template") else PLAIN_PARAMS

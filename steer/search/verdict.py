@@ -117,7 +117,7 @@ class Court:
         verdict.wrong_way = sum(change < 0 for change in own) / len(own)
         verdict.reversed = Measured.of(changes[1]) if len(changes) > 1 else None
         self._add_controls(verdict, candidate, setting, own, cost)
-        verdict.reasons = _against(verdict)
+        verdict.reasons = against(verdict)
         verdict.works = not verdict.reasons
         verdict.reasons += _remarks(verdict)
         return verdict
@@ -165,7 +165,8 @@ class Court:
         return found
 
 
-def _against(verdict: Verdict) -> list[str]:
+def against(verdict: Verdict) -> list[str]:
+    """Why a setting does not work, the price left aside; nothing where it does."""
     effect = verdict.effect
     assert effect is not None
     found = []
