@@ -40,8 +40,13 @@ METHODS_TABLE = "methods.py"
 # Not ratios but tables, or for the environment with vLLM.
 APART = (METHODS_TABLE, "engines.py", "vllm_engine.py")
 TEST_SETTINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
-# Each of the two workers loads the embedded model (0.5 GB) once; a file's tests stay together.
-TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
+# Each worker, and each script that a test starts, would compile all modules anew.
+TEST_SETTINGS |= {"PYTHONDONTWRITEBYTECODE": ""}
+# Each loads the embedded model (0.5 GB) once. One that is done takes over from the other: the
+# longest tests are in files of few.
+TWO_WORKERS = ["-n", "2", "--dist", "worksteal"]
+# A notice of the theme's makers about other software, at every build.
+SITE_SETTINGS = {"NO_MKDOCS_2_WARNING": "true"}
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -68,12 +73,18 @@ def check(arguments: Sequence[str]) -> int:
         ["-m", "ruff", "check", "."],
         ["-c", import_linter],
         ["-m", "pyrefly", "check", "--python-interpreter-path", str(python_of(VENV))],
-        ["-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", *arguments],
+        ["-m", "pytest", *TWO_WORKERS, "-m", "not slow", *arguments],
     ):
         code = python(command, settings=TEST_SETTINGS)
         if code:
             return code
     return 0
+
+
+def docs(arguments: Sequence[str]) -> int:
+    """Build the documentation's site into site/."""
+    set_up(DEV)
+    return python(["-m", "mkdocs", "build", "--strict", *arguments], settings=SITE_SETTINGS)
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -93,6 +104,20 @@ def bench_methods(arguments: Sequence[str]) -> int:
     set_up(RUNTIME)
     script = str(ROOT / "benchmarks" / METHODS_TABLE)
     return python([script, "--write", str(ROOT / "docs" / "methods.md"), *arguments])
+
+
+def library(arguments: Sequence[str]) -> int:
+    """Make the vector library anew, and its table in docs/vectors.md; half an hour on one core."""
+    set_up(RUNTIME)
+    code = python(["-m", "steer.vectors", "build", *arguments])
+    if code:
+        return code
+    (table,) = re.findall(r"(?:^\|.*\n)+", read(ROOT / "vectors/library/README.md"), re.MULTILINE)
+    page = ROOT / "docs" / "vectors.md"
+    before, rest = read(page).split(begin := "<!-- library: begin -->\n")
+    after = rest[rest.index("<!-- library: end -->") :]
+    page.write_text(before + begin + table + after, encoding="utf-8")
+    return 0
 
 
 def test_lowest(arguments: Sequence[str]) -> int:
@@ -126,8 +151,10 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "check": check,
+    "docs": docs,
     "bench": bench,
     "bench-methods": bench_methods,
+    "library": library,
     "test-lowest": test_lowest,
     "test-vllm": test_vllm,
     "help": show_help,

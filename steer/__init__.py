@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from steer.evaluate.evaluator import Evaluator
     from steer.generator import BaseVectorGenerator
+    from steer.judging import effect_on, effects_on
     from steer.methods import METHODS_CLASS_DICT
     from steer.models import SteeredModel, build_model_input, generate
     from steer.models.load import ModelSource, get_model
@@ -31,6 +32,8 @@ _HOMES = {
     "ModelSource": "steer.models.load",
     "SteeredModel": "steer.models",
     "build_model_input": "steer.models",
+    "effect_on": "steer.judging",
+    "effects_on": "steer.judging",
     "generate": "steer.models",
     "get_model": "steer.models.load",
     "load_vectors": "steer.vectors",
@@ -48,6 +51,8 @@ __all__ = [
     "ModelSource",
     "SteeredModel",
     "build_model_input",
+    "effect_on",
+    "effects_on",
     "generate",
     "get_model",
     "load_vectors",

@@ -6,15 +6,15 @@ float64 and in the order of processes, or puts rows back in their places.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from steer import processes
 from steer.models import SteeredModel
 from steer.passages import Batch, Encode, Passage, added, passage_means
+from steer.progress import progress
 
 # Into how many parts what is read is kept, for cross-validation.
 FOLDS = 5
@@ -178,9 +178,12 @@ class _Share:
         """What is read, a batch at a time; its rows are numbers among `passages`."""
         if not self.passages:
             return
-        # Not `disable=False`, which the environment could not change.
-        quiet: dict[str, Any] = {} if processes.is_main() else {"disable": True}
-        bar = tqdm(total=len(self.passages), desc="reading activations", unit="answer", **quiet)
+        bar = progress(
+            total=len(self.passages),
+            what="reading activations",
+            unit="answer",
+            hidden=not processes.is_main(),
+        )
         given = (self.layers, self.batch_size, encoders)
         with bar:
             for batch in passage_means(model, self.passages, *given):

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from steer.journal import Journal
 from steer.models import Answer, EditTensor, Intervention, SteeredModel, generate_batches
 from steer.models.generation import answer_of_ids
 from steer.models.interventions import only_rows
 from steer.models.tally import Tally
+from steer.progress import progress
 
 NOTHING: Sequence[EditTensor] = ()
 
@@ -77,7 +76,7 @@ def answer_jobs(
         for job in jobs
         if job.name in known
     }
-    with tqdm(total=len(jobs), initial=len(found), desc=label, unit="answer") as bar:
+    with progress(total=len(jobs), done=len(found), what=label, unit="answer") as bar:
         left = [job for job in jobs if job.name not in found]
         prompts, seeds = [job.prompt_ids for job in left], [job.seed for job in left]
         steps = model.interventions()

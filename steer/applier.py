@@ -26,6 +26,7 @@ from steer.models.facts import model_facts
 from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
+from steer.recording import FOLDERS, THIS_RUN, made_by
 from steer.report import SteeringReport, basic_report
 from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 Folds = Mapping[str, Sequence[tuple[Vectors, Sequence[Row]]]]
 # What decides a result is compared when a run is resumed; these do not.
 WITHOUT_INFLUENCE = ("resume", "batch_size", "report", "generation_params")
-EVALUATION = ("eval_methods", "eval_options")
+WITHOUT_INFLUENCE += ("eval_methods", "eval_options")
 
 
 class BaseVectorApplier:
@@ -73,6 +74,7 @@ class BaseVectorApplier:
         self._judged: dict[str, Judgement] = {}
         self._applied: set[str] = set()
         self._learnt_from: list[str] = []
+        self._vectors_from = FOLDERS
 
     @property
     def tokenizer(self) -> Any:
@@ -114,6 +116,7 @@ class BaseVectorApplier:
             self.model.steer(key, of_method)
         self._folds, self._applied, self._judged = folds or {}, set(steps), {}
         self._learnt_from = learnt_from
+        self._vectors_from = FOLDERS if vectors is None else THIS_RUN
 
     def generate(
         self,
@@ -161,8 +164,7 @@ class BaseVectorApplier:
         ]
         chosen = {**self.settings.generation_params, **params}
         engine = self.engine.ready_for([edits_of(interventions)], chosen)
-        size = self.settings.batch_size
-        found = answer_jobs(other, jobs, chosen, batch_size=size, engine=engine)
+        found = answer_jobs(other, jobs, chosen, batch_size=self.settings.batch_size, engine=engine)
         return [found[job.name] for job in jobs]
 
     def _prompt_ids(self, model: SteeredModel, text: str) -> list[int]:
@@ -210,6 +212,7 @@ class BaseVectorApplier:
         if save:
             report = self.reports.get(name)
             more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
+            more["made_by"] = made_by(self.config, self.device, self._vectors_from)
             save_results(self.results_path(name), records, about, more)
         return records
 
@@ -233,9 +236,7 @@ class BaseVectorApplier:
 
     def _about(self, name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides the results of a data set."""
-        settings = {
-            k: v for k, v in self.run.as_dict().items() if k not in WITHOUT_INFLUENCE + EVALUATION
-        }
+        settings = {k: v for k, v in self.run.as_dict().items() if k not in WITHOUT_INFLUENCE}
         return redacted(
             {
                 "data": {"name": name, "rows": len(rows), "sha256": fingerprint(list(rows))},

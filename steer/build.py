@@ -1,9 +1,12 @@
 """From YAML to checked objects, and from names to rows of a table."""
 
 import difflib
+import io
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
@@ -27,6 +30,8 @@ KINDS: dict[Any, str] = {
     list: "a list",
     Any: "a value that YAML knows",
 }
+# So many names are a help; more of them hide what is meant.
+LISTED = 20
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
@@ -88,7 +93,10 @@ def _check_type(cls: type, key: str, value: object, origin: Mapping[str, str]) -
     except OmegaConfBaseException as error:
         kind = next(_kind(f.type) for f in fields(cls) if f.name == key)
         where = _prefix(origin.get(key, ""))
-        raise ValueError(f"{where}{key} must be {kind}: got {value!r}") from error
+        how = ""
+        if kind.startswith(KINDS[list]) and not isinstance(value, list):
+            how = f"; one alone is written {key}=[{value}]"
+        raise ValueError(f"{where}{key} must be {kind}: got {value!r}{how}") from error
 
 
 def _prefix(where: str) -> str:
@@ -115,11 +123,16 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
 def unknown(kind: str, name: str, allowed: Iterable[str], also: Iterable[str] = ()) -> str:
     """The message for a name that is not among `allowed`, with the nearest one that is.
 
-    The nearest may be one of `also`: names that are allowed too, but too many to list.
+    The nearest may be one of `also`: names that are allowed too, but too many to list. Where there
+    is one, a long list would only hide it.
     """
     names = sorted(map(str, allowed))
-    close = difflib.get_close_matches(str(name), [*names, *map(str, also)], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    every = [*names, *map(str, also)]
+    close = difflib.get_close_matches(str(name), every, n=1)
+    close = close or [other for other in every if other.startswith(f"{name}_")][:3]
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if close and len(names) > LISTED:
+        return f"unknown {kind} {name!r}{hint}"
     return f"unknown {kind} {name!r}{hint} (allowed: {', '.join(names)})"
 
 
@@ -134,9 +147,18 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     if place.is_dir():
         raise ValueError(f"{path} is a folder: give a {what}")
     try:
-        return plain(OmegaConf.load(place), str(path))
+        text = place.read_text(encoding="utf-8")
+        # What the environment decides may change while the text does not.
+        read = _values.__wrapped__ if "${" in text else _values
+        return deepcopy(read(text, str(path)))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
+
+
+@lru_cache(maxsize=64)
+def _values(text: str, where: str) -> dict[str, Any]:
+    """The mapping in `text`: the format file alone takes 0.1 s, and is read again and again."""
+    return plain(OmegaConf.load(io.StringIO(text)), where)
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """What the scripts share: Hydra without its run folders, one-line errors, logs without secrets."""
 
-import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,12 +16,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import steer
-from steer import processes
+from steer import processes, terminal
 from steer.build import COMMAND_LINE, unknown
 from steer.files import find, project_root
-from steer.secrets import RedactingFormatter, is_secret_key, redacted
-
-log = logging.getLogger(__name__)
+from steer.secrets import is_secret_key, redacted
 
 EXPLAIN = "--explain-config"
 # Nothing but results is left behind: no run folder, no copy of the config, no log file.
@@ -33,13 +29,19 @@ QUIET = (
     "hydra/job_logging=none",
     "hydra/help=steer",
 )
+# Hydra's options, and ours.
+HYDRA = {
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
+    *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
+    *("--experimental-rerun", "--info", EXPLAIN, "--config"),
+}
+# What stands behind it looks like an override, and is none.
+COMPLETION = ("-sc", "--shell-completion")
 OTHER_NAMES = {"vector_applier": "vector_apply", "vector_generator": "vector_generate"}
-# What a user can mend. Anything else is a fault of ours, and shown whole.
-USERS_MISTAKES = (
-    *(ValueError, OSError, RuntimeError, ImportError),
-    *(HydraException, OmegaConfBaseException),
+MISTAKES: tuple[type[BaseException], ...] = (
+    *terminal.USERS_MISTAKES,
+    *(HydraException, OmegaConfBaseException, KeyboardInterrupt),
 )
-INTERRUPTED = 130
 # Key, value, and where it comes from.
 Setting = tuple[str, Any, str]
 KEPT = "interrupted: finished answers and vectors are kept; resume=true goes on from them"
@@ -49,6 +51,8 @@ HELP = """\
 Options: any key below as key=value, and
     --explain-config      show where each value of the run comes from, and do nothing else
     --config FILE         another file; --config-name NAME one of that folder
+    {how_much}
+    --hydra-help          what else Hydra can do, such as completion in the shell
     STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
 Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
 here too and then hold for every method: layers=[12] multipliers=[-2]
@@ -77,18 +81,20 @@ def script(
     def wrap(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run() -> None:
             shown = partial(_explained, settings=settings or _of_run)
-            job = _job(shown if EXPLAIN in sys.argv else main, shared)
+            more, given = terminal.how_much(sys.argv[1:])
+            # What else has settings of its own keeps what it was in ways of its own.
+            typed = [Path(sys.argv[0]).name, *given] if settings is None else []
+            job = _job(shown if EXPLAIN in given else main, shared, more, typed)
             with_config = hydra.main(
                 version_base="1.3", config_path=str(_shipped()), config_name=config_name
             )
             # Errors come out of Hydra as they are: they are shown here.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
-                sys.argv[1:] = _arguments(
-                    sys.argv[1:], config_name, main.__globals__["__doc__"] or ""
-                )
+                sys.argv[1:] = _arguments(given, config_name, main.__globals__["__doc__"] or "")
                 with_config(job)()
-            except (*USERS_MISTAKES, KeyboardInterrupt) as error:
+                sys.stdout.flush()
+            except MISTAKES as error:
                 _fail(error)
 
         return run
@@ -110,6 +116,12 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
             folder, file = os.path.split(next(words, ""))
             chosen |= {"--config-path": folder or ".", "--config-name": file}
             continue
+        if word in COMPLETION:
+            arguments += [word, next(words, "")]
+            continue
+        if word.startswith("--") and word.partition("=")[0] not in HYDRA:
+            key = word.strip("-").partition("=")[0].replace("-", "_")
+            raise ValueError(f"unknown option {word!r}: a setting is given as {key}=value")
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
         override = re.match(r"\+*([\w.]+)=", word)
         if name in chosen:
@@ -144,7 +156,8 @@ def _config_file(name: str, folder: Path) -> str:
 def _help(purpose: str, file: Path) -> str:
     """The template of --help: what Hydra and OmegaConf would replace in it stays as it is."""
     keys = file.read_text(encoding="utf-8")
-    text = HELP.format(purpose=purpose, file=_short(file), keys=keys)
+    how_much = terminal.HOW_MUCH.replace("\n", "\n    ")
+    text = HELP.format(purpose=purpose, file=_short(file), keys=keys, how_much=how_much)
     return text.replace("$", "$$").replace("${", "\\${")
 
 
@@ -152,15 +165,19 @@ def _short(file: Path) -> str:
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 
 
-def _job(main: Callable[[DictConfig], None], shared: bool) -> Callable[[DictConfig], None]:
+def _job(
+    main: Callable[[DictConfig], None], shared: bool, more: int, command: list[str]
+) -> Callable[[DictConfig], None]:
     def job(cfg: DictConfig) -> None:
-        _start_logging()
+        terminal.start_logging(more)
         try:
             with open_dict(cfg):
                 cfg["origin_of"] = _origins(cfg)
+                if command:
+                    cfg["command"] = command
             with processes.together():
                 _run(main, cfg, shared)
-        except (*USERS_MISTAKES, KeyboardInterrupt) as error:
+        except MISTAKES as error:
             _fail(error)
 
     return job
@@ -188,42 +205,28 @@ def _fail(error: BaseException) -> NoReturn:
     # would kill the main one before it could.
     if isinstance(error, processes.Stopped) and not whole:
         sys.exit(0)
+    if isinstance(error, BrokenPipeError):
+        sys.exit(terminal.nobody_reads())
     if isinstance(error, KeyboardInterrupt):
         if processes.is_main():
-            _say(KEPT)
-        sys.exit(INTERRUPTED)
-    if whole:
-        _say("".join(traceback.format_exception(error)))
-    else:
-        _say(f"error: {' '.join(_message(error).split())}")
-    sys.exit(1)
+            terminal.say(KEPT)
+        sys.exit(terminal.INTERRUPTED)
+    terminal.say_error(error, _message(error))
+    sys.exit(terminal.FAILED)
 
 
 def _message(error: BaseException) -> str:
+    """What is said instead of the error's own words; empty where they will do."""
+    if several := re.search(r"Ambiguous value for argument '\++([^=]+)=([^']*)'", str(error)):
+        key, value = several.groups()
+        return f"{key}={value}: a list is written in brackets, {key}=[{value}]"
     if isinstance(error, OverrideParseException):
         argument = error.override.lstrip("+")
         return (
             f"cannot read the argument {argument!r}: write key=value, a list as key=[1,2], "
             "and text with commas or brackets in quotes within quotes, key=\"'a, b'\""
         )
-    return str(error) or type(error).__name__
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(_speaker() + redacted(text).rstrip() + "\n")
-
-
-def _speaker() -> str:
-    return "" if processes.is_main() else f"process {processes.number()}: "
-
-
-def _start_logging() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(f"{_speaker()}%(message)s"))
-    level = logging.INFO if processes.is_main() else logging.WARNING
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return ""
 
 
 def _origins(cfg: DictConfig) -> dict[str, str]:

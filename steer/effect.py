@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from steer.datasets import SIDES, Row, answer_of, question_of
 from steer.likelihood import REPLAY_BYTES, AnswerScorer, last_logits
@@ -22,6 +21,7 @@ from steer.models import (
 )
 from steer.models.batching import run_batches
 from steer.models.prefix import common_start
+from steer.progress import Bar, progress
 
 CONTROLS = 20
 CONTROL_PAIRS = 12
@@ -63,6 +63,9 @@ class Effect:
     on_control_pairs: float
     source: str
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} nats [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -99,11 +102,7 @@ class Group:
     def first(self, count: int) -> "Group":
         """The same for the first pairs only."""
         given = self.prompted
-        return Group(
-            self.pairs[:count],
-            self.steps,
-            given and (lambda steps: given(steps)[:count]),
-        )
+        return Group(self.pairs[:count], self.steps, given and (lambda s: given(s)[:count]))
 
 
 def pairs_of(
@@ -139,7 +138,7 @@ def measure_effect(
     """
     share = math.ceil(CONTROL_PAIRS / len(groups))
     few = [group.first(share) for group in groups]
-    with tqdm(total=2 + controls, desc="measuring the effect", unit="pass") as bar:
+    with progress(total=2 + controls, what="measuring the effect", unit="pass") as bar:
         judge, of_few = _Judge(model, groups, bar), _Judge(model, few, bar)
         # Steered first: the unsteered pass goes on from what this one keeps.
         steered, plain = judge.margins(lambda steps: steps), judge.margins(lambda _: [])
@@ -166,7 +165,7 @@ def measure_effect(
 class _Judge:
     """The same pairs under one steering after another; `bar` counts the passes."""
 
-    def __init__(self, model: SteeredModel, groups: Sequence[Group], bar: "tqdm[Any]") -> None:
+    def __init__(self, model: SteeredModel, groups: Sequence[Group], bar: Bar) -> None:
         self.model, self.groups, self.bar = model, groups, bar
         self.scorers = [self._scorer(group.pairs) for group in groups]
 

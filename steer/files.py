@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+# What may be missing because nothing has made it yet.
+MADE_BY = {"vector folder": "; python vectors_generate.py makes the vectors of a config"}
+
 
 def project_root() -> Path:
     """The folder that holds `hparams`, `data` and `vectors`: the checkout, or the wheel's copy."""
@@ -32,7 +35,7 @@ def find(path: str | Path, what: str = "file") -> Path:
         if place.exists():
             return place
     tried = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
-    raise FileNotFoundError(f"no {what} at {path} (looked at {tried})")
+    raise FileNotFoundError(f"no {what} at {path} (looked at {tried}){MADE_BY.get(what, '')}")
 
 
 @contextmanager

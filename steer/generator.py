@@ -194,7 +194,7 @@ class BaseVectorGenerator:
             about={k: v for k, v in recipe.items() if k not in ("method", "hparams")},
         )
         set_seed(self.settings.seed)
-        log.info("%s on %s: %d rows", key, dataset, len(rows))
+        log.debug("%s on %s: %d rows", key, dataset, len(rows))
         try:
             trained = (
                 half.make(context)
@@ -208,7 +208,7 @@ class BaseVectorGenerator:
             trained.vectors.about[name] = {**recipe, **known}
         if folder is not None:
             _save(folder, trained, recipe)
-            log.info("%s on %s: vectors in %s", key, dataset, folder)
+            log.debug("%s on %s: vectors in %s", key, dataset, folder)
         return trained
 
     def _recipe(self, key: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:

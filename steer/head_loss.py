@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from steer.models import EditTensor, SteeredModel
 from steer.models.batching import padded, run_passes
 from steer.models.hooks import replaying
 from steer.models.prefix import attention_span, prefix_cache, repeated, shared_length
+from steer.progress import progress
 
 # For logits, their log-softmax and gradients: some 4 float32 for each token and vocabulary entry.
 HEAD_BYTES = 2**29
@@ -84,7 +84,7 @@ class Answers:
         self._kept: dict[int, Tensor] = {}
         tokens = sum(len(examples[n].ids) - examples[n].start for n in often)
         if 0 < tokens * model.d_model * model.model.dtype.itemsize <= most_bytes:
-            with tqdm(total=len(often), desc="reading hidden states", unit="text") as bar:
+            with progress(total=len(often), what="reading hidden states", unit="text") as bar:
                 for number, hidden in self._read(often):
                     self._kept[number] = hidden
                     bar.update()

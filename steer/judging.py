@@ -3,13 +3,71 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from steer.datasets import DatasetLoader, Row, is_pair
-from steer.effect import Effect, Group, divergence, measure_effect
+from steer.effect import (
+    Effect,
+    Group,
+    bootstrap,
+    divergence,
+    margins,
+    measure_effect,
+    scorer_of,
+)
 from steer.models import ChatFormat, Intervention, SteeredModel
 
 NEUTRAL = "neutral"
+GIVEN = "the pairs given"
 
 Folds = Sequence[tuple[Sequence[Intervention], Sequence[Row]]]
+
+
+def effect_on(
+    model: SteeredModel, pairs: Sequence[Row], chat: ChatFormat, controls: int = 0
+) -> Effect:
+    """The effect of what is in force on `model`, on `pairs` that no vector has learnt from.
+
+    Args:
+        model: Steered, as `applier.model` is after `apply_vectors`.
+        pairs: Contrastive rows, with `matching`, `not_matching` and `question`.
+        chat: How questions are put, as `applier.settings.chat`.
+        controls: How many random vectors of equal norm to compare with, on the first 12 pairs.
+
+    Raises:
+        ValueError: No pairs, or a row that is none.
+    """
+    group = Group.of(model, _not_empty(pairs), chat, model.interventions())
+    return measure_effect(model, [group], GIVEN, controls)
+
+
+def effects_on(
+    model: SteeredModel,
+    pairs: Sequence[Row],
+    chat: ChatFormat,
+    steerings: Sequence[Sequence[Intervention]],
+) -> list[Effect]:
+    """The effect of each of `steerings`, whatever is in force: as `effect_on`, without controls.
+
+    For sweeps: what all have in common, the unsteered pass too, is computed once. `steerings` are
+    what `model.interventions()` gives under one setting after another.
+    """
+    group = Group.of(model, _not_empty(pairs), chat, [])
+    shared, found = scorer_of(model, group.pairs), []
+    for steps in tqdm(steerings, desc="measuring effects", unit="steering"):
+        own = group.under(steps)
+        found.append(margins(shared if own is group.pairs else scorer_of(model, own), steps))
+    plain = margins(shared, [])
+    return [
+        Effect(float(change.mean()), *bootstrap(change), len(pairs), [], 0, 0.0, GIVEN)
+        for change in (steered - plain for steered in found)
+    ]
+
+
+def _not_empty(pairs: Sequence[Row]) -> Sequence[Row]:
+    if not pairs:
+        raise ValueError("no pairs to measure the effect on: give rows of data that was held out")
+    return pairs
 
 
 @dataclass(frozen=True)

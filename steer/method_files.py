@@ -5,10 +5,13 @@ A merged file has the sections `generate:` and `apply:`; what stands beside them
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from steer.build import COMMAND_LINE, pick, read_yaml, unknown
-from steer.files import project_root
+from steer.files import project_root, writing
 from steer.methods import LATER, METHODS_CLASS_DICT
 from steer.secrets import refuse_secrets
 
@@ -85,6 +88,12 @@ def shipped_file(name: str, phase: str) -> str:
     """The method file that comes with the project: that of both phases, else the phase's own."""
     both, own = (SHIPPED.format(method=name, file=file) for file in (name, f"{phase}_{name}"))
     return both if (project_root() / both).is_file() else own
+
+
+def write_method_file(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """`apply_<name>.yaml` in `folder`, beside the vectors that it is for."""
+    with writing(folder / f"apply_{name}.yaml") as file:
+        file.write(OmegaConf.to_yaml({"alg_name": name, **values}))
 
 
 def paths_of(top: Mapping[str, Any], phase: str) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +21,8 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass
-class SteeringReport:
-    """What a run's steering did.
+class SteeringReport(JupyterMixin):
+    """What a run's steering did; as tables where a notebook, or `rich.print`, shows it.
 
     Attributes:
         layers: Layer, or "head input" or "logits" -> passes, tokens, tokens_changed, sinks, dose
@@ -39,6 +40,9 @@ class SteeringReport:
     kl: float | None = None
     perplexity_ratio: float | None = None
     why_not: dict[str, str] = field(default_factory=dict)
+
+    def __rich__(self) -> RenderableType:
+        return render(self)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -152,14 +156,13 @@ def _effect_row(report: SteeringReport) -> tuple[str, str, str]:
     effect = report.effect
     if effect is None:
         return "effect on held-out pairs", _missing(report, "effect"), ""
-    value = f"{effect.mean:+.2f} nats [{effect.low:+.2f}, {effect.high:+.2f}]"
     if effect.low > 0:
         verdict = "matching answers become likelier"
     elif effect.high < 0:
         verdict = "matching answers become less likely"
     else:
         verdict = "no clear effect: the 95 % interval holds 0"
-    return f"effect on {effect.pairs} held-out pairs", value, f"{verdict} ({effect.source})"
+    return f"effect on {effect.pairs} held-out pairs", str(effect), f"{verdict} ({effect.source})"
 
 
 def _control_rows(report: SteeringReport) -> list[tuple[str, str, str]]:

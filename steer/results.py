@@ -39,7 +39,7 @@ def save_results(
     run = {"fingerprint": fingerprint(about), **more, "run": about}
     write_json(run_path(path), redacted(run))
     partial_path(path).unlink(missing_ok=True)
-    log.info("%s: %d answers in %s", path.stem, len(records), path)
+    log.debug("%s: %d answers in %s", path.stem, len(records), path)
 
 
 def finished_results(

@@ -161,7 +161,7 @@ class Run:
 
         Args:
             cfg: An OmegaConf config, a mapping, or a path to a YAML file. Its key `origin_of`,
-                if any, maps keys to where they came from.
+                if any, maps keys to where they came from; `command` is what was typed.
             phase: `generate` or `apply`.
 
         Raises:
@@ -215,6 +215,7 @@ def _top_level(cfg: Any) -> tuple[dict[str, Any], dict[str, str]]:
     else:
         raw, label = plain(cfg, "config"), "config"
     places: dict[str, str] = raw.pop("origin_of", {})
+    raw.pop("command", None)
     for key, value in raw.items():
         refuse_secrets({key: value}, places.get(key, label))
     top = respelled(raw, label, places)

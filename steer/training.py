@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from steer.files import writing
+from steer.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Training:
         Raises:
             ValueError: A loss or gradient is not finite; nothing is left behind.
         """
-        with tqdm(total=len(order), initial=self.step, desc="training", unit="step") as bar:
+        with progress(total=len(order), done=self.step, what="training", unit="step") as bar:
             try:
                 for numbers in order[self.step :]:
                     self._advance(numbers, objective)

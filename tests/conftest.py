@@ -4,8 +4,11 @@ With workers, one process more reads this file, and does nothing else with it.
 """
 
 import gc
+import logging
 import os
-from collections.abc import Container, Iterable
+import ssl
+from collections.abc import Container, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -17,17 +20,37 @@ import pytest
 from architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from pages import Reader
+
     from steer.models import SteeredModel
+
+
+# Each HTTP client of a test would read all certificates anew.
+ssl.create_default_context = cache(ssl.create_default_context)
+# What imports and collecting make stays until the end: looking through it again and again is idle.
+gc.disable()
 
 
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass by, from now on, what imports and collecting made."""
     gc.freeze()
+    gc.enable()
 
 
 def slow_but(quick: Container[Any], every: Iterable[Any]) -> list[Any]:
     """Parameters of a test that `make check` runs on the `quick` ones only."""
     return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in every]
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_the_test_alone() -> Iterator[None]:
+    """What a command sets up of logging ends with its test."""
+    root, steer, bars = (logging.getLogger(n) for n in (None, "steer", "steer.progress"))
+    handlers, levels, disabled = root.handlers[:], (root.level, steer.level), bars.disabled
+    yield
+    root.handlers[:], bars.disabled = handlers, disabled
+    root.setLevel(levels[0])
+    steer.setLevel(levels[1])
 
 
 @pytest.fixture(params=slow_but(["llama"], ["llama", "gpt2"]))
@@ -78,6 +101,17 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "SteeredM
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path, tiny)
     return path, tiny
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> "Iterator[Reader]":
+    """A reader of a page, in a working directory of their own."""
+    from pages import Reader
+
+    with Reader(tmp_path, monkeypatch, capsys).at_work() as it:
+        yield it
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A working directory of a user's own, with a tiny model and tiny data, to run the scripts in."""
 
 import json
-import logging
 import runpy
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,6 @@ class Desk:
     def bare(self, script: str, *arguments: str) -> str:
         """Run a script with these arguments alone; what it printed."""
         self._capture.readouterr()
-        handlers, level = logging.root.handlers[:], logging.root.level
         with self._patch.context() as patch:
             patch.setattr("sys.argv", [script, *arguments])
             try:
@@ -100,9 +98,6 @@ class Desk:
                 self.status = 0
             except SystemExit as ended:
                 self.status = ended.code
-            finally:
-                logging.root.handlers[:] = handlers
-                logging.root.setLevel(level)
         self.printed, self.said = self._capture.readouterr()
         return self.printed
 

@@ -57,6 +57,7 @@ def test_a_rate_that_is_none_is_refused(rate: float):
         threshold_at(torch.zeros(3), rate)
 
 
+@pytest.mark.slow
 def test_area_and_rates_are_those_of_counting():
     # Row means 3, 1 against 2, 0: of four pairs three are the right way round.
     on = [torch.tensor([4.0, 2.0]), torch.tensor([1.0])]
@@ -187,6 +188,7 @@ def desk(
     return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_a_run_is_steered_where_the_detector_says_so(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ):
@@ -215,7 +217,7 @@ def config(desk: Desk) -> str:
     return "gates.yaml"
 
 
-def test_a_mistake_is_one_line(desk: Desk):
+def test_a_mistake_is_one_line(desk: Desk, capsys: pytest.CaptureFixture[str]):
     given = ["calibrate", str(desk.folder), "--config", config(desk)]
-    with pytest.raises(SystemExit, match="error: give either --pairs, or both --on and --off"):
-        main(given)
+    assert main(given) == 1
+    assert capsys.readouterr().err == "error: give either --pairs, or both --on and --off\n"

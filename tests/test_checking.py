@@ -306,9 +306,12 @@ def test_the_shipped_data_are_clean():
         if path.stem.startswith("sample"):
             continue
         assert check_rows(read_rows(path)) == [], path
-    for name in ("sentiment", "refusal"):
-        train, valid = (read_rows(ROOT / "data" / name / f"{s}.jsonl") for s in ("train", "valid"))
-        assert check_rows(train, valid) == []
+    folders = [path.parent for path in (ROOT / "data").glob("*/train.jsonl")]
+    held_out = [folder for folder in folders if (folder / "valid.jsonl").is_file()]
+    assert len(held_out) >= 11
+    for folder in held_out:
+        train, valid = (read_rows(folder / f"{part}.jsonl") for part in ("train", "valid"))
+        assert check_rows(train, valid) == [], folder
 
 
 def test_a_generator_warns_once_for_each_data_set(

@@ -122,6 +122,7 @@ def truths(
 # ---- it says what hooks say ----
 
 
+@pytest.mark.slow
 def test_rows_of_mixed_recipes_say_what_each_says_alone(engine: CompiledEngine):
     plain, mixed = truths(engine.model, [PLAIN]), truths(engine.model, list(VECTORS.values()))
     assert answers(engine, list(VECTORS.values())) == mixed
@@ -134,6 +135,7 @@ KINDS = ["gemma3_text"]
 SLOW = ["gpt2", "qwen2", "qwen3", "gemma2", "gpt_neox", "mistral", "phi", "opt", "mixtral"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 )
@@ -166,6 +168,7 @@ def test_a_gpu_replays_graphs():
     assert all(frame._graph is not None for frame in engine.frames.values())
 
 
+@pytest.mark.slow
 def test_edits_that_are_called_from_the_graph(llama: SteeredModel):
     recipes = list(OTHERS.values())
     found = answers(engine_of(llama, recipes), recipes)
@@ -174,6 +177,7 @@ def test_edits_that_are_called_from_the_graph(llama: SteeredModel):
     assert all(found[row] != plain[row] for row in (1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [
@@ -193,6 +197,7 @@ def test_tokens_are_chosen_as_ever(engine: CompiledEngine, params: dict[str, Any
 # ---- it follows every change, in the same graph ----
 
 
+@pytest.mark.slow
 def test_vectors_strengths_layers_positions_and_off_change_without_compiling(
     engine: CompiledEngine,
 ):
@@ -205,6 +210,7 @@ def test_vectors_strengths_layers_positions_and_off_change_without_compiling(
     assert list(engine.frames.values()) == frames
 
 
+@pytest.mark.slow
 def test_a_vector_of_zeros_leaves_every_bit(engine: CompiledEngine):
     (frame,) = engine.frames.values()
     model = engine.compiled
@@ -233,6 +239,7 @@ def test_lengths_that_are_nearly_alike_share_a_graph():
     ]
 
 
+@pytest.mark.slow
 def test_recipes_wait_where_all_slots_are_taken(
     llama: SteeredModel, monkeypatch: pytest.MonkeyPatch
 ):
@@ -247,6 +254,7 @@ def test_recipes_wait_where_all_slots_are_taken(
 # ---- it is never silent ----
 
 
+@pytest.mark.slow
 def test_graphs_count_what_hooks_count(engine: CompiledEngine):
     recipes = list(VECTORS.values())
     found: Tally = {}
@@ -261,6 +269,7 @@ def test_graphs_count_what_hooks_count(engine: CompiledEngine):
             assert mine["dose"] == pytest.approx(theirs["dose"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled_before", [False, True])
 def test_a_bank_that_is_gone_is_noticed(llama: SteeredModel, compiled_before: bool):
     engine = engine_of(llama, [VECTORS["add"]])
@@ -272,6 +281,7 @@ def test_a_bank_that_is_gone_is_noticed(llama: SteeredModel, compiled_before: bo
         answers(engine, [VECTORS["add"]])
 
 
+@pytest.mark.slow
 def test_a_step_that_leaves_a_bank_out_is_noticed(llama: SteeredModel):
     engine = engine_of(llama, [VECTORS["add"]])
     hooks = engine.compiled.twin.blocks[1]._forward_hooks
@@ -283,6 +293,7 @@ def test_a_step_that_leaves_a_bank_out_is_noticed(llama: SteeredModel):
         answers(engine, [VECTORS["add"]])
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_leaves_nothing_behind(engine: CompiledEngine):
     given: Any = ([VECTORS["add"]] * len(PROMPTS), [(0,)] * len(PROMPTS))
     for _ in engine.batches(PROMPTS, GREEDY, *given):
@@ -294,6 +305,7 @@ def test_a_run_that_stops_early_leaves_nothing_behind(engine: CompiledEngine):
     assert hooks_on(engine.model.model) == []
 
 
+@pytest.mark.slow
 def test_prompts_are_read_in_smaller_passes_when_memory_runs_out(
     llama: SteeredModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -365,6 +377,7 @@ def settings(folder: Any, **more: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_answers_and_reports_by_its_graphs(tiny_folder: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(of_run, "CompiledEngine", partial(CompiledEngine, backend="eager"))
     texts = ["Tell me.", "And of the rest?", "No"]

@@ -110,6 +110,7 @@ def by_hand(model: SteeredModel, row: int, hidden: Any) -> list[int]:
     return text[len(PROMPTS[row]) :]
 
 
+@pytest.mark.slow
 def test_each_row_has_steering_of_its_own(model: SteeredModel):
     mask = torch.arange(40)[None] % 2 == 0
     steering = [
@@ -176,6 +177,7 @@ MORE: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", slow_but(MORE[:1], MORE), ids=str)
 def test_generate_batches_fills_up_what_is_free(model: SteeredModel, more: dict[str, Any]):
     edit = EditLayer(1, Add(VECTORS, torch.linspace(-1, 2, len(PROMPTS))), FROM_PROMPT_END)
@@ -193,6 +195,7 @@ def test_generate_batches_fills_up_what_is_free(model: SteeredModel, more: dict[
     assert (len(whole), len(filled) > 3) == (1, True)
 
 
+@pytest.mark.slow
 def test_requests_differ_in_how_they_choose(model: SteeredModel):
     one = manner(model)
     ends = drain(ContinuousDecoder(model, 4), requests_of(model))
@@ -235,6 +238,7 @@ class Small(ContinuousDecoder):
 SAMPLED = {"do_sample": True, "top_k": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", slow_but([FROM_PROMPT_END], [FROM_PROMPT_END, PROMPT, GENERATED]), ids=str
 )
@@ -309,7 +313,7 @@ def test_requests_are_cancelled_while_they_wait_and_while_they_run(model: Steere
     assert all(answer == expected[key] for key, answer in answers.items())
 
 
-@pytest.mark.parametrize("room", [12, 2])
+@pytest.mark.parametrize("room", slow_but([2], [12, 2]))
 def test_each_request_has_counts_of_its_own(model: SteeredModel, room: int):
     steering = [
         [EditLayer(n % 2, Add(vector)), EditLayer(2, Add(vector, 0.5), GENERATED)] if n % 3 else []
@@ -334,6 +338,7 @@ def test_each_request_has_counts_of_its_own(model: SteeredModel, room: int):
             assert counts.summary()["dose"] == pytest.approx(alone[place].summary()["dose"])
 
 
+@pytest.mark.slow
 def test_requests_that_come_while_it_runs_from_another_thread(model: SteeredModel):
     requests = requests_of(model, [[EditLayer(1, Add(vector))] for vector in VECTORS])
     expected = drain(ContinuousDecoder(model, 4), requests)
@@ -351,6 +356,7 @@ def test_requests_that_come_while_it_runs_from_another_thread(model: SteeredMode
     assert answers == expected
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_requests_that_are_over(model: SteeredModel):
     decoder = ContinuousDecoder(model, 3)
     for _ in range(3):
@@ -361,6 +367,7 @@ def test_nothing_is_kept_of_requests_that_are_over(model: SteeredModel):
         assert hooks_on(model.model) == []
 
 
+@pytest.mark.slow
 def test_the_cache_does_not_grow_with_what_has_been_said(model: SteeredModel):
     decoder, columns = ContinuousDecoder(model, 2), set()
     for number in range(40):

@@ -365,8 +365,20 @@ FAULTS: list[tuple[Callable[[Bench], None], str, str, str]] = [
 ]
 
 
+# Each takes half a second: `make check` plants a few of them.
+QUICK = FAULTS[::7]
+
+
 @pytest.mark.parametrize(
-    "plant, check, level, fix", FAULTS, ids=[f"{f[0].__name__}-{f[1]}" for f in FAULTS]
+    "plant, check, level, fix",
+    [
+        pytest.param(
+            *fault,
+            marks=() if fault in QUICK else pytest.mark.slow,
+            id=f"{fault[0].__name__}-{fault[1]}",
+        )
+        for fault in FAULTS
+    ],
 )
 def test_a_planted_fault_is_found_and_its_fix_named(
     bench: Bench, plant: Callable[[Bench], None], check: str, level: str, fix: str
@@ -383,6 +395,7 @@ def test_a_healthy_set_up_is_called_healthy(bench: Bench):
     assert {one.check for one in results if one.level != "ok"} == EXPECTED
 
 
+@pytest.mark.slow
 def test_effects_on_each_others_pairs_are_those_of_the_slow_loop(bench: Bench):
     """The second adds 0.2 of the vector: its effect is foreseen as 2/3 of the first one's 0.3."""
     caa = "alg_name: caa\nlayers: [1]\nmultipliers: [{}]\n"
@@ -437,6 +450,9 @@ def test_the_command_prints_every_check_and_ends_with_1_where_one_failed(
     assert run(bench) == 0
     healthy = capsys.readouterr().out
     assert all(name in healthy for name in CHECKS)
+    # A path is not broken.
+    wide = [line for line in healthy.splitlines() if len(line) > 80]
+    assert all(max(map(len, line.split())) > 60 for line in wide)
     assert run(bench, "multipliers=[0]") == 1
     printed = capsys.readouterr().out
     assert "failure   strength\n" in printed
@@ -468,6 +484,7 @@ def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.Capture
     assert "ok        dose" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".gguf", ".safetensors"])
 def test_a_file_of_another_tool_is_examined(
     bench: Bench, capsys: pytest.CaptureFixture[str], ending: str

@@ -20,6 +20,7 @@ from steer.effect import (
     perplexity_ratio,
     randomised,
 )
+from steer.judging import effect_on, effects_on
 from steer.likelihood import answer_log_probs
 from steer.models import Add, Answer, ChatFormat, EditLayer, EditPrompt, SteeredModel
 
@@ -156,6 +157,47 @@ def test_a_steering_prompt_is_judged_as_text_before_the_question(model: SteeredM
     assert effect.controls[0] == pytest.approx(control.mean, abs=1e-4)
     with pytest.raises(ValueError, match=r"use Group\.of"):
         measure_effect(model, [Group(pairs(2), [prompt])], "here")
+
+
+def test_what_is_in_force_is_judged_on_the_rows_given(model: SteeredModel):
+    rows = [ROW, ROW | {"question": "ba", "matching": "yx"}]
+    model.steer("caa", [EditLayer(2, Add(VECTOR))])
+    changes = []
+    for pair in pairs_of(model, rows, ChatFormat()):
+        wanted, shunned = (
+            total(model, pair.prompt, answer, VECTOR)
+            - total(model, pair.prompt, answer, torch.zeros(16))
+            for answer in (pair.matching, pair.not_matching)
+        )
+        changes.append(wanted - shunned)
+    found = effect_on(model, rows, ChatFormat(), controls=3)
+    assert found.mean == pytest.approx(sum(changes) / 2, abs=1e-3)
+    assert (found.low, found.high) == pytest.approx((min(changes), max(changes)), abs=1e-3)
+    assert (found.pairs, len(found.controls)) == (2, 3)
+    model.reset_all()
+    nothing = effect_on(model, rows, ChatFormat())
+    assert (nothing.mean, nothing.low, nothing.high, nothing.controls) == (0, 0, 0, [])
+    with pytest.raises(ValueError, match="no pairs to measure the effect on"):
+        effect_on(model, [], ChatFormat())
+
+
+def test_many_steerings_have_the_effects_that_each_has_alone(model: SteeredModel):
+    rows = [ROW, ROW | {"question": "ba", "matching": "yx"}, ROW | {"question": "bab"}]
+    steerings = [
+        [EditLayer(2, Add(VECTOR))],
+        [],
+        [EditLayer(1, Add(VECTOR, -3.0)), EditLayer(2, Add(VECTOR))],
+        [EditPrompt("Be kind.")],
+    ]
+    found = effects_on(model, rows, ChatFormat(), steerings)
+    for steps, effect in zip(steerings, found, strict=True):
+        model.steer("alone", steps)
+        alone = effect_on(model, rows, ChatFormat())
+        numbers = (alone.mean, alone.low, alone.high)
+        assert (effect.mean, effect.low, effect.high) == pytest.approx(numbers, abs=1e-4)
+        assert effect.pairs == 3
+    with pytest.raises(ValueError, match="no pairs to measure the effect on"):
+        effects_on(model, [], ChatFormat(), steerings)
 
 
 # ---- pairs ----

@@ -317,15 +317,10 @@ def test_without_perplexity_or_with_one_file_there_is_nothing_to_draw(tmp_path: 
 
 
 def run(*arguments: Any) -> int | str | None:
-    handlers, level = logging.root.handlers[:], logging.root.level
     try:
-        main([str(argument) for argument in arguments])
+        return main([str(argument) for argument in arguments])
     except SystemExit as ended:
         return ended.code
-    finally:
-        logging.root.handlers[:] = handlers
-        logging.root.setLevel(level)
-    return 0
 
 
 def test_the_script_scores_and_shows_within_80_columns(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import slow_but
 from tiny import full_logits, ids_of, steered, tiny_config
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def answers(
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8], ids=["singles", "refilled", "one batch"])
+@pytest.mark.parametrize("batch_size", slow_but([3], [1, 3, 8]))
 @pytest.mark.parametrize("by", ["row", "token"])
 def test_answers_are_those_of_the_slow_loop(tiny: SteeredModel, by: str, batch_size: int):
     step = gated(tiny, by)
@@ -104,6 +105,7 @@ def test_answers_are_those_of_the_slow_loop(tiny: SteeredModel, by: str, batch_s
     assert answers(tiny, [step], batch_size=batch_size) == truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_rows_are_either_steered_or_bare(tiny: SteeredModel, batch_size: int):
     step = gated(tiny, "row", where=GENERATED)
@@ -125,6 +127,7 @@ def test_the_head_can_be_gated_too(tiny: SteeredModel):
     assert found == {n: (always if opened[n] else bare)[n] for n in range(len(PROMPTS))}
 
 
+@pytest.mark.slow
 def test_beams_of_a_row_share_its_gate(tiny: SteeredModel):
     tally: Tally = {}
     found = {}
@@ -171,7 +174,7 @@ def test_scores_of_answers_are_those_of_the_slow_loop(tiny: SteeredModel, by: st
 # ---- counts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", slow_but([3], [1, 3, 8]))
 def test_rows_that_passed_are_counted_once(tiny: SteeredModel, batch_size: int):
     tally: Tally = {}
     step = gated(tiny, "row")
@@ -187,6 +190,7 @@ def test_rows_that_passed_are_counted_once(tiny: SteeredModel, batch_size: int):
     assert "gate_tokens" not in counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_that_passed_are_counted(tiny: SteeredModel, batch_size: int):
     tally: Tally = {}

@@ -236,6 +236,7 @@ def test_the_rules_of_others_judge_the_references_of_gsm8k_themselves():
     assert RULES["cot"]("The answer is 18.", reference)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"no data at {GSM8K}")
 @pytest.mark.parametrize("rule", ["number", "strict", "flexible", "openai"])
 def test_every_reference_of_gsm8k_holds_a_number_and_agrees_with_itself(rule: str):

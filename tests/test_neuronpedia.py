@@ -157,7 +157,7 @@ def test_a_source_is_a_model_and_an_sae(source: str):
 
 def test_nothing_found_and_nothing_asked(server: Server, capsys: pytest.CaptureFixture[str]):
     server.answers = [(200, '{"results": []}', {})]
-    with pytest.raises(SystemExit, match="error: Neuronpedia knows no feature"):
-        main(["search", "ocean", "--neuronpedia", f"{MODEL}/{SAE}"])
+    assert main(["search", "ocean", "--neuronpedia", f"{MODEL}/{SAE}"]) == 1
+    assert capsys.readouterr().err.startswith("error: Neuronpedia knows no feature")
     main(["search", "ocean", "--neuronpedia", f"{MODEL}/{SAE}", "-k", "1"])
     assert "The deep «sea»!" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,7 +164,25 @@ def test_resume_shows_the_same_report_again_without_answering(desk: Desk):
 
 ERRORS = [
     ({"layer": "[1]"}, "command line: unknown key 'layer'; did you mean 'layers'?"),
+    (
+        {"model": "gpt2"},
+        "command line: unknown key 'model'; did you mean 'model_kwargs' or 'model_name_or_path'?\n",
+    ),
     ({"layers": "abc"}, "command line: layers must be a list of whole numbers"),
+    (
+        {"layers": "12"},
+        "command line: layers must be a list of whole numbers or null: got 12; one alone is "
+        "written layers=[12]",
+    ),
+    ({"multipliers": "2,3"}, "multipliers=2,3: a list is written in brackets, multipliers=[2,3]"),
+    (
+        {"steer_train_dataset": "out.txt"},
+        "unknown train data set of hparams/Steer/dataset_format.yaml 'out.txt' (allowed: mine)",
+    ),
+    (
+        {"steer_train_dataset": "hparams"},
+        "hparams is no data file: data can be read from files with .jsonl, .json, .csv",
+    ),
     (
         {"layers": "[1"},
         "cannot read the argument 'layers=[1': write key=value, a list as key=[1,2]",
@@ -202,6 +221,14 @@ def test_a_word_without_a_value_is_named(desk: Desk):
     desk.bare("vectors_apply.py", "layers", "12")
     assert desk.status == 1
     assert desk.said.startswith("error: cannot read the argument 'layers': write key=value")
+
+
+@pytest.mark.parametrize("words", [["--layers", "12"], ["--layers=12"]])
+def test_settings_have_no_dashes(desk: Desk, words: list[str]):
+    desk.bare("steering.py", *words)
+    assert desk.status == 1
+    wanted = f"unknown option {words[0]!r}: a setting is given as layers=value"
+    assert desk.said == f"error: {wanted}\n"
 
 
 def test_the_whole_traceback_is_shown_where_asked_for(desk: Desk, monkeypatch: pytest.MonkeyPatch):
@@ -299,3 +326,35 @@ def test_help_shows_the_config_that_was_chosen(desk: Desk):
     printed = desk.bare("steering.py", "--config-path=mine", "-cn", "top", "-h")
     assert desk.status == 0
     assert "mine/top.yaml:\n\nseed: 3  # ${not} an $interpolation here\n" in printed
+
+
+# ---- completion in the shell --------------------------------------------------------------------
+
+COMPLETE = """
+eval "$(python steering.py -sc install=bash)"
+COMP_LINE="python steering.py $1"; words=($COMP_LINE); COMP_CWORD=$((${#words[@]} - 1))
+hydra_bash_completion
+printf '%s\\n' "${COMPREPLY[@]}"
+eval "$(python steering.py -sc uninstall=bash)"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize(
+    "typed, offered",
+    [
+        ("generation_d", {"generation_data.", "generation_data_size="}),
+        ("seed=1 generation_params.m", {"generation_params.max_new_tokens="}),
+        ("data_source=", {"data_source=auto"}),
+    ],
+)
+def test_bash_completes_keys(tmp_path: Path, typed: str, offered: set[str]):
+    # The name under which one types it, and no other.
+    (tmp_path / "python").symlink_to(sys.executable)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["bash", "-c", COMPLETE, "bash", typed]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert set(done.stdout.split()) == offered, done.stderr

@@ -62,6 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny: SteeredModel):
     return search(settings(folder), data(), tiny), folder / "mine"
 
 
+@pytest.mark.slow
 def test_everything_is_tried_and_the_parts_are_apart(found):
     result, folder = found
     assert result == json.loads((folder / "search.json").read_text(encoding="utf-8"))
@@ -78,6 +79,7 @@ def test_everything_is_tried_and_the_parts_are_apart(found):
     assert not (folder / "search_partial.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_effect_is_that_of_the_slow_loop_with_the_vector_that_was_written(found, tiny):
     result, _ = found
     pick, splits = result["pick"], split(pairs(40), [], seed=42)
@@ -101,6 +103,7 @@ def test_the_effect_is_that_of_the_slow_loop_with_the_vector_that_was_written(fo
     assert result["verdict"]["wrong_way"] == pytest.approx(wrong)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
     result, _ = found
     entry = read_metadata(result["folder"])["vectors"][f"layer_{result['pick']['layer']}"]
@@ -109,6 +112,7 @@ def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
     assert entry["verdict"] == result["verdict"]
 
 
+@pytest.mark.slow
 def test_the_folder_steers_as_the_search_did(found, tiny):
     result, _ = found
     pick, folder = result["pick"], result["folder"]
@@ -129,6 +133,7 @@ def test_the_folder_steers_as_the_search_did(found, tiny):
     assert record["pred"][0] == shown["steered"]
 
 
+@pytest.mark.slow
 def test_controls_are_run_and_the_other_way_is_the_other_way(found):
     verdict = found[0]["verdict"]
     assert {kind: len(values) for kind, values in verdict["controls"].items()} == {
@@ -140,6 +145,7 @@ def test_controls_are_run_and_the_other_way_is_the_other_way(found):
     assert (verdict["works"], verdict["reasons"]) == (True, [])
 
 
+@pytest.mark.slow
 def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
     result, _ = found
     pick = result["pick"]
@@ -161,6 +167,7 @@ def test_each_tokens_shift_is_that_of_the_slow_loop(found, tiny):
             torch.testing.assert_close(found_here, slow, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_labels_that_say_nothing_have_no_setting_that_works(tiny, tmp_path: Path):
     dice = random.Random(5)
     turned = [
@@ -174,6 +181,7 @@ def test_labels_that_say_nothing_have_no_setting_that_works(tiny, tmp_path: Path
     assert result["verdict"]["reasons"]
 
 
+@pytest.mark.slow
 def test_a_search_that_is_broken_off_goes_on_where_it_was(found, tmp_path: Path, tiny, monkeypatch):
     runs: list[int] = []
     original = Sweep.run
@@ -200,6 +208,7 @@ def test_a_search_that_is_broken_off_goes_on_where_it_was(found, tmp_path: Path,
         search(settings(tmp_path, resume=True), data(), tiny)
 
 
+@pytest.mark.slow
 def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path: Path):
     result = search(settings(tmp_path, max_kl=1e-9), data(), tiny)
     assert (result["pick"], result["folder"], result["verdict"]["works"]) == (None, None, False)
@@ -212,6 +221,7 @@ def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path
 # ---- the report ----
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_shows_what_was_found(found):
     result, folder = found
     path = write_page(result, folder)
@@ -236,6 +246,7 @@ def test_the_page_needs_nothing_else_and_shows_what_was_found(found):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_text_on_the_page(found, tmp_path: Path):
     result = json.loads(json.dumps(found[0]))
     result["examples"][0]["unsteered"] = "<script>alert(1)</script>"
@@ -244,6 +255,7 @@ def test_what_a_model_says_is_text_on_the_page(found, tmp_path: Path):
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("steer.search.page.can_draw", lambda: False)
     page = write_page(found[0], tmp_path).read_text(encoding="utf-8")
@@ -251,6 +263,7 @@ def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch)
     assert "matplotlib is not installed" in page
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_the_same(found):
     from rich.console import Console
 
@@ -266,6 +279,7 @@ def test_the_terminal_shows_the_same(found):
 # ---- the command, and the bake-off ----
 
 
+@pytest.mark.slow
 def test_the_command_searches_a_file_and_says_where_everything_is(
     tiny_folder: Path, tmp_path: Path
 ):
@@ -288,6 +302,7 @@ def test_the_command_searches_a_file_and_says_where_everything_is(
     assert f"steer_train_dataset={file}" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_methods_are_searched_apart_and_one_that_fails_is_named(
     found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -108,6 +108,7 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(served: Served):
     assert "".join(chunk.choices[0].delta.content for chunk in stream) == expected
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_answers_each_unlike_the_other(served: Served):
     options = {"temperature": 1.0, "n": 3, "seed": -5, "max_tokens": 20}
     first, second = ([c.message.content for c in chat(served, **options).choices] for _ in "ab")
@@ -129,6 +130,7 @@ def test_a_system_prompt_and_turns_stand_as_the_template_has_them(served: Served
     assert answer.choices[0].message.content == text_of(truth(ids_of_text(text), 12))
 
 
+@pytest.mark.slow
 def test_a_vector_that_is_unloaded_steers_those_who_use_it_to_their_end(served: Served):
     client = served.client()
     stream = chat(served, "warm", max_tokens=120, stream=True)
@@ -147,6 +149,7 @@ def listing(served: Served) -> dict[str, Any]:
     return served.client().get("/steering/vectors", cast_to=object)
 
 
+@pytest.mark.slow
 def test_a_vector_that_came_later_is_found_loaded_and_loaded_anew(served: Served):
     client = served.client()
     folder = served.vectors / "new"
@@ -160,6 +163,7 @@ def test_a_vector_that_came_later_is_found_loaded_and_loaded_anew(served: Served
     assert "new" in listing(served)["available"]
 
 
+@pytest.mark.slow
 def test_rows_of_clients_who_leave_are_free_again(served: Served):
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 1000, "n": 8}
     for stream in (True, False):
@@ -184,6 +188,7 @@ def leave_early(served: Served, body: dict[str, Any]) -> None:
             raise httpx.ReadTimeout("seen enough")
 
 
+@pytest.mark.slow
 def test_metrics_count_what_was_done(served: Served):
     names = ("steer_answer_tokens_total", "steer_prompt_tokens_total")
     ok = 'steer_requests_total{route="chat",status="200"}'
@@ -199,6 +204,7 @@ def test_metrics_count_what_was_done(served: Served):
     assert served.number("steer_loaded_vectors") == len(VECTORS)
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_said_and_the_next_request_is_answered(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ):
@@ -212,6 +218,7 @@ def test_a_step_that_fails_is_said_and_the_next_request_is_answered(
     assert chat(served).choices[0].message.content == text_of(truth(PROMPT, 12))
 
 
+@pytest.mark.slow
 def test_an_engine_that_has_ended_says_so(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,7 +14,6 @@ import httpx
 import openai
 import psutil
 import pytest
-from conftest import slow_but
 from serving import KEY, MODEL, VECTORS, Served, chat_ids, serving, text_of, truth, until
 from serving import write_vectors as write
 
@@ -78,7 +77,8 @@ async def disturb(served: Served, client: openai.AsyncOpenAI, seen: list[int], r
         await client.post("/steering/vectors", body={"name": "late"}, cast_to=object)
 
 
-@pytest.mark.parametrize("number", slow_but([40], [40, 200]))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [40, 200])
 def test_many_at_once_say_what_each_says_alone(tiny_folder: Path, tmp_path: Path, number: int):
     asked, rounds = plan(number), number // 10
     expected = {

@@ -10,6 +10,8 @@ from test_methods import applier_of, method_file
 from tiny import steered, tiny_config
 
 from steer import BaseVectorGenerator
+from steer.effect import Effect
+from steer.report import SteeringReport
 from steer.showing import ASCII_LEVELS, curve, findings, show_training, side_by_side
 
 
@@ -99,3 +101,14 @@ def test_brackets_in_an_answer_are_text(tmp_path: Path):
     assert ["[b]", "[/INST] no", "[red]yes"] in cells(
         printed(side_by_side(applier, "mine", [record], both_ways=False))
     )
+
+
+def test_a_report_shows_itself_as_tables_in_a_notebook():
+    counts = {"passes": 4, "tokens": 28, "tokens_changed": 27, "dose": 0.125}
+    effect = Effect(1.5, 0.25, 2.0, 8, [], 0, 0.0, "the pairs given")
+    report = SteeringReport(layers={3: counts}, effect=effect)
+    shown = report._repr_mimebundle_([], [])  # what IPython asks for
+    assert set(shown) == {"text/plain", "text/html"}
+    for text in shown.values():
+        for said in ("28", "27", "12.5%", "+1.50"):
+            assert said in text

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow_but
 from test_likelihood import ANSWERS, OTHER, VECTOR, prompts, slow_row
 from tiny import adding, full_logits, hooks_on, ids_of
 
@@ -42,7 +43,7 @@ def expected(model: SteeredModel, asked: list[list[int]]):
 
 @SHARED
 @PROMPTS
-@pytest.mark.parametrize("batch_size", ["auto", 2, 12])
+@pytest.mark.parametrize("batch_size", slow_but([2], ["auto", 2, 12]))
 def test_each_steering_scores_as_in_the_slow_loop(
     every: SteeredModel, shared: int, order: list[int], batch_size: int | str
 ):
@@ -54,6 +55,7 @@ def test_each_steering_scores_as_in_the_slow_loop(
     torch.testing.assert_close(found, expected(every, asked), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 @SHARED
 @PROMPTS
 def test_steerings_share_passes_as_far_as_there_is_room(

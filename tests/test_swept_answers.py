@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow_but
 from tiny import ids_of, steered, tiny_config
 
 from steer.models import GENERATED, Add, EditLayer, ProjectOut, SteeredModel, generate_batches
@@ -33,7 +34,7 @@ def swept(model: SteeredModel, params, rows: int | None = None):
     return [[found[s, p].new_ids for p in counts[1]] for s in counts[0]]
 
 
-@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("rows", slow_but([3], [None, 3]))
 def test_each_setting_answers_as_alone(every: SteeredModel, rows: int | None):
     answers = swept(every, GREEDY, rows)
     assert answers == [alone(every, setting, GREEDY) for setting in SETTINGS]

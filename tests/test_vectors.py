@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from steer.vectors import (
     read_metadata,
     save_vectors,
 )
+from steer.vectors.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 V1 = Path(__file__).parent / "data" / "vectors_v1"
@@ -726,21 +726,20 @@ def test_a_broken_gguf_file_is_an_error_that_names_it(tmp_path: Path):
 # ---- the command --------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["steer.vectors", *map(str, arguments)])
-    runpy.run_module("steer.vectors", run_name="__main__")
+def command(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["safetensors", "gguf"])
 def test_the_command_exports_and_imports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, ending: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, ending: str
 ):
     vectors = saved(tmp_path / "a")
     file = tmp_path / f"v.{ending}"
-    command(monkeypatch, "export", tmp_path / "a", file)
+    command("export", tmp_path / "a", file)
     assert capsys.readouterr().out == f"written: {file} (layer_1, layer_2)\n"
-    command(monkeypatch, "import", file, tmp_path / "b")
+    command("import", file, tmp_path / "b")
     assert capsys.readouterr().out == f"written: {tmp_path / 'b'} (layer_1, layer_2)\n"
     assert_same(load_vectors(tmp_path / "b", list(vectors)), vectors)
 
@@ -751,22 +750,23 @@ def test_the_command_exports_and_imports(
         (["export", "{}/none", "{}/v.gguf"], "error: no vector folder at .*none"),
         (["export", "{}/a", "{}/v.bin"], "error: unknown ending '.bin' .*allowed: .gguf, .safeten"),
         (["import", "{}/none.gguf", "{}/b"], "error: no vector file at .*none.gguf"),
-        (["import", "{}/a/layer_1.pt", "{}/b"], "error: unknown ending '.pt'"),
+        (["import", "{}/a/metadata.json", "{}/b"], "error: unknown ending '.json'"),
+        (
+            ["import", "{}/a/layer_1.gguf", "{}/b", "--layer", "1"],
+            "error: layer 1 is for .pt files",
+        ),
     ],
 )
 def test_the_command_ends_with_one_line_where_it_cannot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
 ):
     saved(tmp_path / "a")
-    with pytest.raises(SystemExit, match=message) as ended:
-        command(monkeypatch, *(argument.format(tmp_path) for argument in arguments))
-    assert "\n" not in str(ended.value.code)
+    assert command(*(argument.format(tmp_path) for argument in arguments)) == 1
+    assert re.fullmatch(f"{message}.*\n", capsys.readouterr().err)
 
 
-def test_the_command_says_how_it_is_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    with pytest.raises(SystemExit) as ended:
-        command(monkeypatch, "export")
-    assert ended.value.code == 2
-    assert "usage: python -m steer.vectors export" in capsys.readouterr().err
+def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture):
+    assert command("export") == 1
+    said = capsys.readouterr().err
+    assert "required: SOURCE, TARGET" in said
+    assert "python -m steer.vectors export --help" in said

@@ -15,6 +15,7 @@ from steer.datasets.checks.columns import Columns
 from steer.datasets.reading import read_rows
 from steer.datasets.rows import Row
 from steer.files import find, writing
+from steer.terminal import Parser, command
 
 WIDTH = 80
 # As grep has it: 1 for what was looked for, 2 where it could not look.
@@ -23,16 +24,11 @@ CLEAN, ERRORS, FAILED = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit status: 1 where there are errors, 2 where it failed."""
-    options = _parser().parse_args(arguments)
-    try:
-        return check(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return FAILED
+    return command(lambda given: check(_parser().parse_args(given)), arguments, FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m steer.datasets", description=__doc__)
+    parser = Parser(prog="python -m steer.datasets", description=__doc__)
     command = parser.add_subparsers(required=True, metavar="check").add_parser(
         "check", help="say what is wrong with a data set, or may be"
     )

@@ -32,7 +32,7 @@ def read_hub(
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    log.info("%s: from the Hub, %s", path, split)
+    log.debug("%s: from the Hub, %s", path, split)
     try:
         if file is None:
             found = load_dataset(path, config, split=split)

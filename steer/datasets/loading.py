@@ -9,7 +9,7 @@ from steer.datasets.formats import Format, grouped
 from steer.datasets.hub import Unreachable, read_hub
 from steer.datasets.in_memory import named_rows
 from steer.datasets.own import dataset_name, is_file_name, own_rows
-from steer.datasets.reading import files_at, read_all
+from steer.datasets.reading import READERS, files_at, read_all
 from steer.datasets.rows import Row
 
 FORMATS = "hparams/Steer/dataset_format.yaml"
@@ -100,6 +100,9 @@ class DatasetLoader:
                 f"{self.path}: {split} must be a mapping of data sets: got {entries!r}"
             )
         entry = next((part for part in _and_above(name) if part in entries), name)
+        if entry not in entries and Path(name).exists():
+            kinds = ", ".join(READERS)
+            raise ValueError(f"{name} is no data file: data can be read from files with {kinds}")
         pick(f"{split} data set of {self.path}", entry, entries)
         return entry
 

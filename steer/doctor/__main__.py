@@ -7,7 +7,6 @@ python -m steer.doctor --vectors my/vectors other/control_vector.gguf
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 import textwrap
@@ -23,9 +22,10 @@ from steer.build import read_config
 from steer.doctor import Result, diagnose, examine
 from steer.doctor.folders import run_of
 from steer.secrets import redacted
+from steer.terminal import Parser, command
 
 CONFIG = "hparams/Steer/vector_apply.yaml"
-WIDTH = 100
+WIDTH = 80
 # As grep has it: 1 for what was looked for, 2 where it could not look.
 HEALTHY, SICK, FAILED = 0, 1, 2
 STYLES = {"ok": "green", "warning": "bold yellow", "failure": "bold red", "unchecked": "dim"}
@@ -33,23 +33,23 @@ STYLES = {"ok": "green", "warning": "bold yellow", "failure": "bold red", "unche
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 1 where a check failed, 2 where none could be made."""
+    # What the library would warn of is what the checks are for.
+    return command(_run, arguments, FAILED, said=-2)
+
+
+def _run(arguments: list[str]) -> int:
     # Overrides may stand anywhere, and argparse takes such words at one place only.
     options, overrides = _parser().parse_known_args(arguments)
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
     disable_progress_bar()
     start = time.monotonic()
-    try:
-        results = _examined(options, overrides)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(redacted(str(error)).split())}\n")
-        return FAILED
+    results = _examined(options, overrides)
     seconds = time.monotonic() - start
     (_print_json if options.json else _print)(results, seconds)
     return SICK if any(one.level == "failure" for one in results) else HEALTHY
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m steer.doctor",
         description="Check a steering set-up: what is wrong, and how to mend it.",
     )

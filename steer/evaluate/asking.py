@@ -6,9 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from steer.evaluate.kept_answers import KeptAnswers
+from steer.progress import progress
 from steer.retrying import Unanswered
 
 Request = TypeVar("Request")
@@ -49,7 +48,8 @@ def ask_all(
     pool = ThreadPoolExecutor(max(1, min(threads, len(left))))
     try:
         futures = {pool.submit(_keep, key, left[key], ask, answers, stop): key for key in left}
-        for future in tqdm(as_completed(futures), total=len(left), desc=what, unit="request"):
+        done = as_completed(futures)
+        for future in progress(done, total=len(left), what=what, unit="request"):
             error = _failure(future)
             in_a_row = in_a_row + error.passes if error else 0
             if error is not None:

@@ -17,59 +17,30 @@ if __name__ == "__main__":
     sys.path[:] = [str(FOLDER.parents[1]), *elsewhere]
 
 import argparse
-import logging
-import os
-import traceback
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from steer.build import unknown
 from steer.evaluate import METRICS_CLASS_DICT, Evaluator
 from steer.evaluate.options import Options
 from steer.evaluate.tables import show
-from steer.secrets import RedactingFormatter, redacted
-
-INTERRUPTED = 130
-# What a user can mend; anything else is a fault of ours, and shown whole.
-USERS_MISTAKES = (ValueError, OSError, RuntimeError, ImportError)
+from steer.terminal import Parser, command
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score as the arguments say; its exit status: 1 after a mistake of the user's."""
+    return command(_run, arguments, kept="files that were finished are kept")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Score as the arguments say; a mistake of the user's is one line and status 1."""
-    try:
-        _run(arguments)
-    except KeyboardInterrupt:
-        _say("interrupted: files that were finished are kept")
-        sys.exit(INTERRUPTED)
-    except USERS_MISTAKES as error:
-        if os.environ.get("STEER_TRACEBACK"):
-            _say("".join(traceback.format_exception(error)))
-        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
-        sys.exit(1)
-
-
-def _run(arguments: Sequence[str] | None) -> None:
-    given = _given(arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(message)s"))
-    # Others' every request is of no interest: a judge makes hundreds.
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("steer").setLevel(logging.INFO)
-    evaluator = Evaluator(**given)
+def _run(arguments: list[str]) -> None:
+    evaluator = Evaluator(**_given(arguments))
     show(evaluator.evaluate_all())
     for error in evaluator.broken:
         raise error
 
 
-def _given(arguments: Sequence[str] | None) -> dict[str, Any]:
+def _given(arguments: list[str]) -> dict[str, Any]:
     """Flag -> what stands behind it, as text: it is checked where it is used."""
     values, unknown_ones = parser().parse_known_args(arguments)
     if unknown_ones:
@@ -111,9 +82,5 @@ def _flags() -> dict[str, tuple[Any, list[str]]]:
     return found
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(redacted(text) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

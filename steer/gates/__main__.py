@@ -6,7 +6,6 @@ python vectors_apply.py gate=my/detector
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,32 +19,29 @@ from steer.gates.making import KINDS, make_detector
 from steer.gates.scores import prompts_of
 from steer.methods.caa import TrainCAA
 from steer.models.gates import ROW, TOKEN
-from steer.secrets import RedactingFormatter
 from steer.settings import LISTS, Run
+from steer.terminal import Parser, command
 
 CONFIG = "hparams/Steer/vector_apply.yaml"
 Found = Mapping[str, Mapping[str, Any]]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Make or calibrate as the arguments say; a mistake of the user's is one line and status 1."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make or calibrate as the arguments say; its exit status: 1 after a mistake of the user's."""
+    return command(_run, arguments)
+
+
+def _run(arguments: list[str]) -> None:
     # Overrides may stand anywhere, and argparse takes such words at one place only.
     given, overrides = _parser().parse_known_args(arguments)
-    try:
-        # Its model and how text is put count; what it would steer by does not.
-        cfg = read_config(given.config, overrides)
-        run = Run.of({k: v for k, v in cfg.items() if k not in LISTS}, "apply")
-        found = given.run(given, run)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    _show(found, given.folder)
+    # Its model and how text is put count; what it would steer by does not.
+    cfg = read_config(given.config, overrides)
+    run = Run.of({k: v for k, v in cfg.items() if k not in LISTS}, "apply")
+    _show(given.run(given, run), given.folder)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m steer.gates",
         description="Detectors for conditional steering.",
         epilog="KEY=VALUE anywhere stands over the config's.",
@@ -111,4 +107,4 @@ def _show(found: Found, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

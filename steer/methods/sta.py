@@ -265,9 +265,9 @@ def _kept(place: Path, keys: Mapping[int, str]) -> dict[int, Contrast]:
             if entry.get("key") == key:
                 (packed,) = load_vectors(place, [f"layer_{n}"]).values()
                 kept[n] = _unpacked(packed, n, entry)
-                log.info("layer %d: what was read is used again, from %s", n, place)
+                log.debug("layer %d: what was read is used again, from %s", n, place)
             elif entry:
-                log.info("layer %d: read anew, %s is of other settings or data", n, place)
+                log.debug("layer %d: read anew, %s is of other settings or data", n, place)
     except (ValueError, FileNotFoundError) as error:
         log.warning("reading activations anew: %s", error)
     return kept

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from steer.activations import contrast
 from steer.datasets import Row, optional_text_of, text_of
 from steer.methods.base import ALONE, Context, Trained
@@ -17,6 +15,7 @@ from steer.methods.contrastive import MEAN, PairReader, mean_differences
 from steer.methods.prompt_writing import PromptWriter
 from steer.models import SteeredModel
 from steer.passages import Passage
+from steer.progress import progress
 
 
 @dataclass(kw_only=True)
@@ -100,7 +99,7 @@ class TrainVectorPrompt(PairReader, PromptWriter):
         if not self.is_asked:
             return rows, {}
         concepts = [self._prompt_of(row, number) for number, row in enumerate(rows, start=1)]
-        distinct = tqdm(dict.fromkeys(concepts), desc="writing prompts", unit="prompt")
+        distinct = progress(dict.fromkeys(concepts), what="writing prompts", unit="prompt")
         written = {concept: self.write(model, concept) for concept in distinct}
         with_prompts: list[dict[str, Any]] = [
             {**row, "prompt": written[c]} for row, c in zip(rows, concepts, strict=True)

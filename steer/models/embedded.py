@@ -15,6 +15,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from steer.files import file_sha256
+from steer.progress import is_shown
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,10 @@ def _write_checkpoint(gguf: Path, folder: Path) -> None:
     # Slow to import, and not needed when the checkpoint is there.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    if not is_shown():
+        disable_progress_bar()
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from steer import processes
 from steer.build import pick
@@ -25,6 +26,7 @@ from steer.files import find, fingerprint
 from steer.models.chat import ChatFormat
 from steer.models.embedded import EMBEDDED, embedded_checkpoint
 from steer.models.steered_model import SteeredModel
+from steer.progress import is_shown
 
 DTYPES = {
     "float16": torch.float16,
@@ -141,6 +143,8 @@ class ModelSource:
         place, options = self.place()
         self._config()
         tokenizer = self.tokenizer()
+        if not is_shown():
+            disable_progress_bar()
         try:
             model = AutoModelForCausalLM.from_pretrained(place, **options, **self._weights())
         except (OSError, ValueError, SafetensorError) as error:

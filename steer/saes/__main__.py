@@ -6,7 +6,6 @@ python -m steer.saes search ocean --neuronpedia gemma-2-9b/24-gemmascope-res-16k
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -16,30 +15,26 @@ from steer.saes.features import describe
 from steer.saes.loading import DEFAULT_SAE
 from steer.saes.neuronpedia import search_neuronpedia
 from steer.saes.search import search_features
-from steer.secrets import RedactingFormatter
+from steer.terminal import Parser, command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Search as the arguments say; a mistake of the user's is one line and status 1."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search as the arguments say; its exit status: 1 after a mistake of the user's."""
+    return command(_search, arguments)
+
+
+def _search(arguments: list[str]) -> None:
     given = _parser().parse_args(arguments)
-    try:
-        hits = (
-            search_neuronpedia(given.neuronpedia, given.query, given.k)
-            if given.neuronpedia
-            else search_features(given.sae, given.query, given.k)
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    hits = (
+        search_neuronpedia(given.neuronpedia, given.query, given.k)
+        if given.neuronpedia
+        else search_features(given.sae, given.query, given.k)
+    )
     Console().print(describe(hits, f"{given.query}: {given.neuronpedia or given.sae}"))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m steer.saes", description="Look into sparse autoencoders."
-    )
+    parser = Parser(prog="python -m steer.saes", description="Look into sparse autoencoders.")
     tasks = parser.add_subparsers(required=True, metavar="{search}")
     search = tasks.add_parser("search", help="features that fire on a word or phrase")
     search.add_argument("query", metavar="QUERY", help="a word, or a phrase in quotes")
@@ -52,4 +47,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from tqdm import tqdm
-
 from steer.files import locked, read_json, write_json
+from steer.progress import progress
 from steer.saes.features import Example, Feature, FeatureHit
 from steer.secrets import redacted
 
@@ -108,7 +107,8 @@ def get_feature_description(
     place = None if save_path is None else Path(save_path, cache_name(modelId, saeId))
     kept = {} if place is None else _kept(place)
     missing = [feature for feature in dict.fromkeys(position_ids) if feature not in kept]
-    for feature in tqdm(missing, desc="Neuronpedia", disable=len(missing) < TRIES):
+    few = len(missing) < TRIES
+    for feature in progress(missing, what="Neuronpedia", unit="feature", hidden=few):
         answer = _feature(modelId, saeId, feature)
         kept[feature] = _explanations(modelId, saeId, feature, answer)
     if place is not None and missing:

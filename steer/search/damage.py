@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from steer.datasets import DatasetLoader
 from steer.evaluate.distinctness import distinct
 from steer.evaluate.refusal import REFUSAL, xstest_label
 from steer.models import Answer, ChatFormat, SteeredModel
 from steer.models.generation import answer_of_ids
+from steer.progress import progress
 from steer.search.answers import swept_answers
 from steer.search.passes import Setting, Sweep, log_likelihood
 from steer.search.settings import Limits
@@ -94,7 +93,7 @@ class Answers:
             wanted = sorted({place // count for place in missing})
             chosen = [settings[number] for number in wanted]
             total = len(wanted) * count
-            with tqdm(total=total, desc=f"answering ({self.part})", unit="answer") as bar:
+            with progress(total=total, what=f"answering ({self.part})", unit="answer") as bar:
                 for (s, p), answer in swept_answers(self.model, self.prompts, chosen, self.params):
                     bar.update()
                     yield wanted[s] * count + p, answer.new_ids

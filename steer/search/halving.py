@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from steer.effect import bootstrap
 from steer.models import Intervention
+from steer.progress import progress
 from steer.search.candidates import Candidate
 from steer.search.judging import Judge
 
@@ -122,7 +122,8 @@ def halve(
     steps = rungs(len(candidates), len(judge.pairs), len(judge.texts))
     tried = left = [Tried(candidate) for candidate in candidates]
     before, cost = Rung(0, 0, 0), 0.0
-    with tqdm(total=sum(r.settings for r in steps), desc="trying settings", unit="setting") as bar:
+    total = sum(rung.settings for rung in steps)
+    with progress(total=total, what="trying settings", unit="setting") as bar:
         for number, rung in enumerate(steps):
             room = left_over()
             work = rung.pairs - before.pairs + rung.texts - before.texts

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from steer.datasets import DatasetLoader, Row, input_of, question_of
-from steer.files import fingerprint, read_json, write_json, writing
+from steer.files import fingerprint, read_json, write_json
 from steer.journal import Journal
+from steer.method_files import write_method_file
 from steer.models import Intervention, SteeredModel
 from steer.models.facts import model_facts
 from steer.models.interventions import opposite
@@ -218,7 +217,7 @@ class _Search:
         self.budget.note("price")
         values = self.workshop.values(pick)
         annotate(place, {"recommended": values, "verdict": asdict(verdict)})
-        _write_method_file(place, pick, values)
+        write_method_file(place, pick.method, values)
         return Found(tried, finalists, chosen, verdict, shown, str(place))
 
     def _priced(
@@ -238,18 +237,12 @@ class _Search:
             names, settings, kls = [*names, "reversed"], [*settings, turned], [*kls, 0.0]
         prices, made = answers.damage(names, settings, kls)
         add_price(verdict, prices[0], self.settings.limits)
-        few = [some[:SHOWN] for some in made]
-        others = few[2] if turned else []
         inputs = answers.inputs[:SHOWN]
+        few = [some[: len(inputs)] for some in made]
+        others = few[2] if turned else []
         return examples(self.model, inputs, few[0], few[1], others, setting)
 
 
 def _layers(method: str, candidates: Sequence[Candidate]) -> list[int | None]:
     found = dict.fromkeys(one.layer for one in candidates if one.method == method)
     return sorted(found, key=lambda layer: -1 if layer is None else layer)
-
-
-def _write_method_file(folder: Path, pick: Candidate, values: Mapping[str, Any]) -> None:
-    """`apply_<method>.yaml` beside the vectors, ready for vectors_apply.py."""
-    with writing(folder / f"apply_{pick.method}.yaml") as file:
-        file.write(OmegaConf.to_yaml({"alg_name": pick.method, **values}))

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from steer.datasets import Row
 from steer.effect import bootstrap, randomised
 from steer.models import Intervention
 from steer.models.interventions import opposite
+from steer.progress import progress
 from steer.search.budget import Budget
 from steer.search.candidates import Candidate, Workshop
 from steer.search.damage import Damage
@@ -117,7 +117,7 @@ class Court:
         verdict.wrong_way = sum(change < 0 for change in own) / len(own)
         verdict.reversed = Measured.of(changes[1]) if len(changes) > 1 else None
         self._add_controls(verdict, candidate, setting, own, cost)
-        verdict.reasons = _against(verdict)
+        verdict.reasons = against(verdict)
         verdict.works = not verdict.reasons
         verdict.reasons += _remarks(verdict)
         return verdict
@@ -137,7 +137,7 @@ class Court:
         }
         verdict.control_pairs = pairs
         verdict.on_control_pairs = sum(own[:pairs]) / pairs
-        with tqdm(total=sum(map(len, made.values())), desc="controls", unit="control") as bar:
+        with progress(total=sum(map(len, made.values())), what="controls", unit="control") as bar:
             for kind, settings in made.items():
                 names = [f"{kind} {number}" for number in range(len(settings))]
                 changes = self.judge.changes(names, settings, 0, pairs)
@@ -165,7 +165,8 @@ class Court:
         return found
 
 
-def _against(verdict: Verdict) -> list[str]:
+def against(verdict: Verdict) -> list[str]:
+    """Why a setting does not work, the price left aside; nothing where it does."""
     effect = verdict.effect
     assert effect is not None
     found = []

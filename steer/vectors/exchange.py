@@ -1,4 +1,4 @@
-"""Vectors to and from other programs: one safetensors file, or llama.cpp's control vectors.
+"""Vectors to and from other programs: safetensors, llama.cpp's control vectors, bare tensors.
 
 GGUF control vectors (llama.cpp `--control-vector`, repeng): architecture `controlvector`, how many
 layers there are in `controlvector.layer_count`, and for each a float32 tensor `direction.<n>`; n is
@@ -19,14 +19,9 @@ from safetensors.torch import save
 
 from steer.build import pick
 from steer.files import find, writing
-from steer.vectors.store import (
-    Vectors,
-    check_metadata,
-    load_vectors,
-    read_metadata,
-    save_vectors,
-    vector_names,
-)
+from steer.vectors.metadata import check_metadata, read_metadata, vector_names
+from steer.vectors.store import Vectors, load_vectors, save_vectors
+from steer.vectors.tensors import read_tensor
 
 Entries = dict[str, dict[str, Any]]
 
@@ -40,13 +35,53 @@ def export_vectors(folder: str | Path, path: str | Path) -> list[str]:
     return pick("ending", Path(path).suffix, EXPORTS)(folder, path)
 
 
-def import_vectors(path: str | Path, folder: str | Path) -> list[str]:
+def import_vectors(path: str | Path, folder: str | Path, layer: int | None = None) -> list[str]:
     """Write the vectors of the one file `path` into `folder`; their names.
 
+    Args:
+        path: `.safetensors`, `.gguf`, or a bare tensor in a `.pt` file.
+        folder: As `save_vectors` has it.
+        layer: That a bare tensor is for; see `import_tensor`.
+
     Raises:
-        ValueError: `path` ends in neither `.safetensors` nor `.gguf`, or is broken.
+        ValueError: Another ending, a broken file, or a layer for a file that says its own.
     """
-    return pick("ending", Path(path).suffix, IMPORTS)(path, folder)
+    ending = Path(path).suffix
+    if ending == ".pt":
+        return import_tensor(path, folder, layer)
+    read = pick("ending", ending, IMPORTS | {".pt": import_tensor})
+    if layer is not None:
+        raise ValueError(f"layer {layer} is for .pt files: {path} says itself what it is for")
+    return read(path, folder)
+
+
+def import_tensor(path: str | Path, folder: str | Path, layer: int | None = None) -> list[str]:
+    """Write the bare tensor [d_model] in `path` as `layer_<n>.pt` into `folder`; its name.
+
+    As EasyEdit2 publishes vectors: `layer_24.pt`, or `personality.pt`. Nothing in the file is run.
+
+    Args:
+        path: The `.pt` file.
+        folder: As `save_vectors` has it.
+        layer: Decoder block that it is for; that in the file's name where None.
+
+    Raises:
+        ValueError: No layer is known, or the file does not hold one tensor of one dimension.
+    """
+    path = find(path, "vector file")
+    named = re.match(r"layer_(\d+)(?!\d)", path.stem)
+    block = layer if layer is not None or named is None else int(named[1])
+    if block is None or block < 0:
+        raise ValueError(
+            f"{path} does not say which decoder block it is for: give --layer N, counted from 0 "
+            "(EasyEdit2's demo vectors are for block 24 of gemma-2-9b)"
+        )
+    vector = read_tensor(path)
+    if vector.ndim != 1:
+        raise ValueError(f"{path} must hold one vector: got the shape {list(vector.shape)}")
+    name, origin = f"layer_{block}", {"imported_from": "bare tensor", "imported_file": path.name}
+    save_vectors(folder, {name: vector}, {name: {"layer": block, **origin}})
+    return [name]
 
 
 def export_safetensors(folder: str | Path, path: str | Path) -> list[str]:

@@ -5,20 +5,25 @@ A folder without `metadata.json` is EasyEdit2's own form and loads with a note.
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from steer.files import file_sha256, find, locked, read_json, sha256, write_together
+from steer.files import file_sha256, find, locked, sha256, write_together
+from steer.vectors.metadata import (
+    FORMAT_VERSION,
+    METADATA,
+    check_metadata,
+    disagreement,
+    read_metadata,
+    vector_names,
+)
 from steer.vectors.tensors import checked, pt_bytes, read_tensor, read_tensors
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-METADATA = "metadata.json"
 HOOK_POINT = "output of decoder block n (residual stream behind it), n counted from 0"
 
 
@@ -92,36 +97,6 @@ def _measures(value: Tensor | Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def read_metadata(folder: str | Path) -> dict[str, Any] | None:
-    """The folder's `metadata.json`; None where it has none.
-
-    Raises:
-        ValueError: The file is broken, or of a version that this library does not know.
-    """
-    path = Path(folder) / METADATA
-    return check_metadata(read_json(path), path) if path.is_file() else None
-
-
-def check_metadata(metadata: Any, origin: str | Path) -> dict[str, Any]:
-    """`metadata`, unless it is not what `save_vectors` writes.
-
-    Raises:
-        ValueError: It is not; the message names `origin`.
-    """
-    entries = metadata.get("vectors") if isinstance(metadata, dict) else None
-    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        raise ValueError(
-            f"{origin} is not a steering vector's metadata: it has no entries under 'vectors'"
-        )
-    version = metadata.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise ValueError(
-            f"{origin} has format_version {version!r}; this version of steer reads 1 to "
-            f"{FORMAT_VERSION}: update steer"
-        )
-    return metadata
 
 
 def load_vectors(
@@ -217,15 +192,6 @@ def _vector_file(folder: Path, name: str) -> Path:
     return path
 
 
-def vector_names(folder: Path) -> list[str]:
-    """Names of the vectors in `folder`, `layer_2` before `layer_10`."""
-    return sorted((path.stem for path in folder.glob("*.pt")), key=_in_text_and_number)
-
-
-def _in_text_and_number(name: str) -> list[str | int]:
-    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"(\d+)", name))]
-
-
 def _check_bytes(path: Path, entry: Mapping[str, Any] | None) -> None:
     if entry is not None and file_sha256(path) != entry.get("sha256"):
         raise ValueError(
@@ -240,22 +206,6 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
             f"{path} does not fit: its shape is {list(vector.shape)}, the model {model['id']} is "
             f"{model['hidden_size']} wide; make the vector with a model of that width"
         )
-
-
-def disagreement(entry: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
-    """Why a vector with the metadata `entry` is not for the model of these facts, if it is not."""
-    layer, made_with = entry.get("layer"), entry.get("model") or {}
-    last = model["num_layers"] - 1
-    if isinstance(layer, int) and layer > last:
-        return f"it is for layer {layer}, the model {model['id']} has layers 0 to {last}"
-    theirs, ours = made_with.get("fingerprint"), model["fingerprint"]
-    if not made_with or (theirs == ours and ours is not None):
-        return None
-    if made_with.get("id") != model["id"]:
-        return f"it was made with {made_with.get('id')}, the model is {model['id']}"
-    # The same name; in another dtype the same weights may have another fingerprint.
-    comparable = theirs and ours and made_with.get("dtype") == model["dtype"]
-    return f"it was made with other weights of the name {model['id']!r}" if comparable else None
 
 
 def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:

@@ -1,0 +1,88 @@
+"""What a run was made by: kept beside its results, so that it can be repeated."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steer import __version__
+from steer.build import plain, read_yaml
+from steer.files import project_root
+from steer.method_files import PATHS, paths_of, respelled
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+# Where the vectors in force are from.
+FOLDERS, THIS_RUN = "folders", "this run"
+# Keys that the scripts add to a config.
+ADDED = ("origin_of", "command")
+
+
+def made_by(config: Any, device: torch.device, vectors_from: str) -> dict[str, Any]:
+    """Config and method files as they are now, the command, and what it runs on.
+
+    Args:
+        config: As `Run.of` takes it.
+        device: Where the model is.
+        vectors_from: FOLDERS, or THIS_RUN.
+    """
+    raw = read_yaml(config, "config") if isinstance(config, str | Path) else plain(config, "config")
+    command = raw.get("command")
+    given = {k: v for k, v in raw.items() if k not in ADDED}
+    values = respelled(given, "config", raw.get("origin_of"))
+    return {
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": values,
+        "method_files": _method_files(values),
+        "vectors": vectors_from,
+        "versions": versions(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _method_files(values: dict[str, Any]) -> dict[str, Any]:
+    """What each method file of either phase says; one that is not there is needed by none."""
+    found: dict[str, Any] = {}
+    for path in _paths(values):
+        try:
+            found[path] = read_yaml(path, "method file")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _paths(values: dict[str, Any]) -> Iterable[str]:
+    for phase in PATHS:
+        paths = paths_of(values, phase)
+        yield from map(str, [paths] if isinstance(paths, str | Path) else paths or [])
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Of Python, steer and what it computes with; `git` is the project's commit, if it has any."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "steer": __version__, **found, "git": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with `-dirty` where files differ from it."""
+    root = project_root()
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,23 @@
+"""Every page of the documentation, followed line by line; the README has a test of its own."""
+
+import pytest
+from pages import PAGES, ROOT, Reader, blocks, name_of
+
+FOLLOWED = [page for page in PAGES if blocks(page) and page != ROOT / "README.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", FOLLOWED, ids=name_of)
+def test_a_page_does_what_it_says(reader: Reader, page):
+    reader.follow(page)
+
+
+def test_a_command_that_cannot_be_run_here_is_no_command(reader: Reader):
+    with pytest.raises(AssertionError, match="no command that can be run here: pip install steer"):
+        reader.command("pip install steer")
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_is_noticed(reader: Reader):
+    with pytest.raises(AssertionError, match=r"multiplier.*did you mean"):
+        reader.command("python vectors_apply.py multiplier=[1]")

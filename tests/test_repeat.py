@@ -1,0 +1,124 @@
+"""A run is made again from what is kept beside its results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import slow_but
+from desk import Desk, pair
+
+from steer import BaseVectorApplier
+from steer.repeat import main
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Desk:
+    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
+
+
+def kept(desk: Desk) -> dict[str, Any]:
+    return json.loads((desk.out / "answers/mine_run.json").read_text())
+
+
+def repeated(desk: Desk, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    capsys.readouterr()
+    status = main(["out/answers", *arguments])
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
+
+
+def test_a_run_says_by_what_it_was_made(desk: Desk):
+    desk.run("steering.py", seed=7)
+    made = kept(desk)["made_by"]
+    assert made["command"][0] == "steering.py"
+    assert "seed=7" in made["command"]
+    assert made["config"]["seed"] == 7
+    assert made["method_files"]["hparams/Steer/caa_hparams/generate_caa.yaml"]["alg_name"] == "caa"
+    assert made["versions"].keys() >= {"python", "steer", "torch", "transformers", "git"}
+    assert made["machine"]["device"] == "cpu"
+    # What it learnt and answered with, to the bit.
+    assert len(kept(desk)["run"]["steering"][0]["edit"]["vector"]["sha256"]) == 64
+    assert len(kept(desk)["run"]["data"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("sampled", slow_but(["true"], ["false", "true"]))
+def test_steering_gives_the_same_vectors_and_answers(
+    desk: Desk, capsys: pytest.CaptureFixture[str], sampled: str
+):
+    desk.run("steering.py", generation_params__do_sample=sampled, generate_orig_output="true")
+    assert desk.status == 0, desk.said
+    status, said = repeated(desk, capsys)
+    assert (status, "mine_run.json: all 4 answers are the same again" in said) == (0, True), said
+    assert "What is not as it was" not in said
+    again = desk.out / "answers_repeated"
+    assert json.loads((again / "mine_results.json").read_text()) == desk.answers()
+    vector = Path("mine/caa_vector/layer_1.pt")
+    assert (again / "vectors/0" / vector).read_bytes() == (
+        desk.out / "vectors" / vector
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_written_is_a_config_that_the_script_takes(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+):
+    desk.run("steering.py")
+    wanted = desk.answers()
+    repeated(desk, capsys, "--output", "again")
+    Path("again/mine_results.json").unlink()
+    desk.bare("steering.py", "--config", "again/config.yaml")
+    assert desk.status == 0, desk.said
+    assert json.loads(Path("again/mine_results.json").read_text()) == wanted
+
+
+@pytest.mark.slow
+def test_method_files_that_have_changed_since_do_not_matter(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+):
+    file = desk.write("mine.yaml", "alg_name: caa\nlayers: [1]\nmultipliers: [2]\n")
+    desk.run("vectors_generate.py")
+    given = [one for one in desk.overrides() if not one.startswith(("layers", "multipliers"))]
+    desk.bare("vectors_apply.py", "apply_steer_hparam_paths=mine.yaml", *given)
+    assert desk.status == 0, desk.said
+    file.write_text("alg_name: caa\nlayers: [1]\nmultipliers: [-9]\n")
+    assert repeated(desk, capsys)[0] == 0
+
+
+@pytest.mark.slow
+def test_what_differs_is_named(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    desk.run("vectors_generate.py")
+    desk.run("vectors_apply.py")
+    desk.rows("train.jsonl", [pair(n) for n in range(20, 24)])
+    desk.run("vectors_generate.py")
+    desk.rows("test.jsonl", [{"input": f"Say more of {n}."} for n in range(4)])
+    status, said = repeated(desk, capsys)
+    assert status == 1
+    assert "steering 0: edit: vector: sha256" in said
+    assert "data: sha256" in said
+    assert "0 of 4 answers are the same again" in said
+    assert "others: rows 0, 1, 2, 3" in said
+
+
+def test_what_cannot_be_repeated_says_why(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    status, said = repeated(desk, capsys)
+    assert (status, said) == (2, "error: no run at out/answers\n") or "out/answers" in said
+    desk.run("vectors_generate.py")
+    config = {
+        "model_name_or_path": str(desk.model),
+        "generation_output_dir": "out/answers",
+        "generation_params": {"max_new_tokens": 2},
+        "device": "cpu",
+    }
+    BaseVectorApplier(config).generate({"mine": ["Hello."]})
+    status, said = repeated(desk, capsys)
+    assert (status, "its data were given in Python" in said) == (2, True)
+    old = kept(desk)
+    del old["made_by"]
+    desk.write("out/answers/mine_run.json", json.dumps(old))
+    assert "of a version that did not keep" in repeated(desk, capsys)[1]

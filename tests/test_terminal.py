@@ -1,0 +1,187 @@
+"""How much commands say, and how they end where something is wrong: the same for all of them."""
+
+import fcntl
+import importlib
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from steer.terminal import Parser, command, how_much, start_logging
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["datasets", "doctor", "gates", "repeat", "saes", "vectors"]
+
+
+@pytest.mark.parametrize(
+    "given, more, left",
+    [
+        (["a", "-v", "b"], 1, ["a", "b"]),
+        (["-vv", "--quiet", "-q"], 0, []),
+        (["--verbose", "-x=-v"], 1, ["-x=-v"]),
+    ],
+)
+def test_how_much_is_said_may_stand_anywhere(given: list[str], more: int, left: list[str]):
+    assert how_much(given) == (more, left)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ([], ["should know", "a warning", "other's warning"]),
+        (["-q"], ["a warning", "other's warning"]),
+        (["-v"], ["a step", "should know", "a warning", "other's warning"]),
+        (["-vv"], ["a step", "should know", "a warning", "other's step", "other's warning"]),
+    ],
+)
+def test_what_is_said(options: list[str], said: list[str], capsys: pytest.CaptureFixture[str]):
+    def work(_: list[str]) -> None:
+        ours, others = logging.getLogger("steer.some"), logging.getLogger("httpx")
+        ours.debug("a step")
+        ours.info("should know")
+        ours.warning("a warning")
+        others.info("other's step")
+        others.warning("other's warning")
+
+    assert command(work, options) == 0
+    assert capsys.readouterr().err.splitlines() == said
+
+
+def test_secrets_are_not_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("MY_API_KEY", "sk-0123456789")
+    start_logging()
+    logging.getLogger("steer").warning("asked with sk-0123456789")
+    assert capsys.readouterr().err == "asked with ***\n"
+
+
+def test_a_mistake_is_one_line_and_a_fault_of_ours_is_not_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(_: list[str]) -> None:
+        raise ValueError("no\n such  file")
+
+    assert command(wrong, [], 2) == 2
+    assert capsys.readouterr().err == "error: no such file\n"
+    monkeypatch.setenv("STEER_TRACEBACK", "1")
+    assert command(wrong, []) == 1
+    assert "in wrong" in capsys.readouterr().err
+
+    def ours(_: list[str]) -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        command(ours, [])
+
+
+def test_an_interruption_says_what_is_kept(capsys: pytest.CaptureFixture[str]):
+    def interrupted(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert command(interrupted, [], kept="half of it is there") == 130
+    assert capsys.readouterr().err == "interrupted: half of it is there\n"
+
+
+def test_an_option_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]):
+    def work(arguments: list[str]) -> None:
+        Parser(prog="python -m it").parse_args(arguments)
+
+    assert command(work, ["--nothing"]) == 1
+    said = capsys.readouterr().err
+    wanted = "unrecognized arguments: --nothing; python -m it --help shows what there is"
+    assert said == f"error: {wanted}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_them_and_says_so(name: str, capsys: pytest.CaptureFixture[str]):
+    main = importlib.import_module(
+        f"steer.{name}" if name == "repeat" else f"steer.{name}.__main__"
+    ).main
+    with pytest.raises(SystemExit) as ended:
+        main(["-v", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "-v, --verbose" in shown
+    assert "-q, --quiet" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+CODE = """
+import sys
+from steer.terminal import command
+def work(_):
+    for n in range(100_000):
+        sys.stdout.write(f"{n}\\n")
+sys.exit(command(work, []))
+"""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"0\n"
+        run.stdout.close()
+        assert run.stderr.read() == b""
+
+
+PROGRESS = """
+import sys, time
+from steer import progress
+from steer.terminal import start_logging
+start_logging(int(sys.argv[1]))
+progress.SECONDS = float(sys.argv[2])
+with progress.progress(total=4, done=1, what="answering", unit="answer") as bar:
+    for _ in range(3):
+        bar.update()
+"""
+
+
+def shown(*arguments: str, **environment: str) -> str:
+    """What a run says of its progress where nobody watches."""
+    environment = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"} | environment
+    run = [sys.executable, "-c", PROGRESS, *arguments]
+    return subprocess.run(
+        run, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stderr
+
+
+def watched(*arguments: str, **environment: str) -> str:
+    """What it draws on a terminal."""
+    environment = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"} | environment
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    run = [sys.executable, "-c", PROGRESS, *arguments]
+    subprocess.run(run, cwd=ROOT, env=environment, stderr=its, check=True)
+    os.close(its)
+    found = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            found += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    return found.decode()
+
+
+def test_a_log_has_a_line_now_and_then_and_none_of_what_is_done_soon():
+    lines = shown("0", "0").splitlines()
+    assert lines[-1] == "answering: 4 of 4 after 00:00, 00:00 left"
+    assert all(line.startswith("answering: ") for line in lines)
+    assert shown("0", "30") == ""
+    assert shown("-1", "0") == ""
+
+
+def test_a_terminal_has_a_bar_with_the_time_left_unless_it_can_draw_none():
+    drawn = watched("0", "30", TERM="xterm")
+    assert "answering: 100%" in drawn
+    assert "4/4 [00:00<00:00" in drawn
+    assert watched("-1", "30", TERM="xterm") == ""
+    assert watched("0", "30", TERM="dumb") == ""
