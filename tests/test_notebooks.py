@@ -18,7 +18,7 @@ PREFIX = "EasyEdit2_Example_"
 NAMES = sorted(path.stem.removeprefix(PREFIX) for path in FOLDER.glob("*.ipynb"))
 EMBEDDED = "SmolLM2-135M-Instruct"
 MACHINE = re.compile(
-    r"(/home/|/root/|/tmp|/work/|/Users/|/var/|file:|[A-Z]:\\|\.venv|site-packages)"
+    rf"({re.escape(str(ROOT))}/|/home/|/root/|/tmp|/Users/|/var/|file:|[A-Z]:\\|\.venv|site-packages)"
 )
 
 # What each says, in its own names, asked after its last cell.
@@ -169,6 +169,7 @@ def test_every_notebook_is_listed_and_promised():
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 @pytest.mark.parametrize("name", CLAIMS)
 def test_it_runs_and_shows_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     desk = tmp_path / FOLDER.name
