@@ -1,7 +1,6 @@
 """The web demo without a browser: what visitors may ask for, what they get and take along."""
 
 import asyncio
-import gc
 import json
 import shutil
 import sys
@@ -46,16 +45,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY_SAE = ROOT / "tests" / "data" / "tiny_sae"
 PAIR = ("How was it?", "Good, all of it.", "Bad, many times.")
 HELLO = "Hello there"
-
-# gradio leaves event loops behind that it has not closed, whenever a page is made.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leftovers() -> Iterator[None]:
-    """What gradio leaves is gone before other tests, to which it would be an error."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

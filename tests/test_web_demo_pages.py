@@ -153,7 +153,12 @@ class Visitor:
         self.page.get_by_label(way, exact=True).check()
 
     def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
+        tab = self.seen(self.page.get_by_role("tab", name=name))
+        if not tab.count():
+            # Where it is narrow, tabs that have no room are behind a button.
+            self.page.locator(".overflow-menu > button").first.click()
+            tab = self.seen(self.page.locator(".overflow-dropdown button", has_text=name))
+        tab.click()
 
     def strength(self, value: float, label: str = "Steer strength") -> None:
         box = self.seen(self.page.get_by_label(f"number input for {label}"))
@@ -274,32 +279,35 @@ def test_features_are_found_by_word_added_steered_and_removed(visit: Visit):
     visitor.tab("SAE-based Fine-grained Manipulation")
     visitor.field("Word or phrase").fill("dog animal")
     visitor.click("Search features")
-    found = visitor.page.get_by_label(re.compile(r"^\d+: fires on .*(dog|animal)"))
+    found = visitor.page.get_by_label(re.compile(r"^\s*\d+: fires on .*(dog|animal)"))
     found.nth(0).check()
     found.nth(1).check()
     visitor.click("Add the ticked features")
     removers = visitor.seen(visitor.page.get_by_role("button", name="Remove"))
     playwright.expect(removers).to_have_count(2)
+    visitor.field("Your question").fill("Tell me a short story.")
+    plain, with_both = visitor.answer()
     removers.nth(1).click()
     playwright.expect(removers).to_have_count(1)
-    visitor.field("Your question").fill("Tell me a short story.")
-    plain, steered = visitor.answer()
-    assert "dog" not in plain.lower()
-    assert "dog" in steered.lower()
+    again, with_one = visitor.answer()
+    assert plain == again
+    assert len({plain, with_both, with_one}) == 3
 
 
 def test_features_are_found_by_a_sentence_and_by_id(visit: Visit):
     visitor = visit()
     visitor.tab("SAE-based Fine-grained Manipulation")
     visitor.tab("From text")
-    visitor.field("A sentence").fill("The dog ran into the sea.")
+    visitor.field("A sentence").fill("My dog is a good dog. Dogs bark.")
     visitor.click("Which features fire on it?")
-    visitor.page.get_by_label(re.compile(r"at 'dog': \d+: fires on .*dog")).first.check()
+    visitor.page.get_by_label(
+        re.compile(r"at 'dogs?': \d+: fires on .*dog", re.IGNORECASE)
+    ).first.check()
     visitor.click("Add the ticked features")
     removers = visitor.seen(visitor.page.get_by_role("button", name="Remove"))
     playwright.expect(removers).to_have_count(1)
     visitor.tab("By id")
-    visitor.page.get_by_label(re.compile("^Feature, 0 to")).fill("17")
+    visitor.page.get_by_label(re.compile("Feature, 0 to")).fill("17")
     visitor.click("Add this feature")
     playwright.expect(removers).to_have_count(2)
 
@@ -341,7 +349,7 @@ def test_a_word_that_no_feature_knows_is_told(visit: Visit):
     visitor.click("Search features")
     assert "'qqzzqq'" in visitor.told()
     visitor.tab("By id")
-    visitor.page.get_by_label(re.compile("^Feature, 0 to")).fill("999999")
+    visitor.page.get_by_label(re.compile("Feature, 0 to")).fill("999999")
     visitor.click("Add this feature")
     assert "must be a number from 0 to 4095" in visitor.told()
 
@@ -393,7 +401,7 @@ def test_what_one_selects_the_other_does_not_see(visit: Visit):
         visitor.tab("SAE-based Fine-grained Manipulation")
     one.click("Dogs")
     removers = one.seen(one.page.get_by_role("button", name="Remove"))
-    playwright.expect(removers).to_have_count(1)
+    playwright.expect(removers).to_have_count(2)
     assert other.seen(other.page.get_by_role("button", name="Remove")).count() == 0
     other.click("Steer and answer")
     assert "no feature is selected" in other.told()

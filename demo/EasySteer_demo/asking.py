@@ -46,7 +46,7 @@ class AskingPanel:
         settings = self._settings()
         with gr.Row():
             self.ask = gr.Button("Steer and answer", variant="primary")
-            self.stop = gr.Button("Stop", variant="stop")
+            self.stop = gr.Button("Stop")
         with gr.Row():
             self.unsteered = _answer_field("Unsteered")
             self.steered = _answer_field("Steered")

@@ -13,6 +13,8 @@ from recipes import Recipe, of_features
 from studio import Studio, in_words
 from ways import Way
 
+# Features that an example selects.
+PRESET = 2
 # Features as they are selected: ids and strengths.
 Selected = list[tuple[int, float]]
 
@@ -123,8 +125,7 @@ class FeatureWay(Way):
 
     @in_words()
     def _preset(self, word: str, question: str) -> list[Any]:
-        best = self.features.search(word)[0]
-        return [question, *self._place(self._with([], [best]))]
+        return [question, *self._place(self._with([], self.features.search(word)[:PRESET]))]
 
     def _with(self, selected: Selected, new: list[int]) -> Selected:
         fresh = [self.features.check(one) for one in new if one not in dict(selected)]

@@ -1,5 +1,6 @@
 """Features of a sparse autoencoder: found by a word, by id, or by what fires on a sentence."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -20,8 +21,8 @@ from steer.saes import (
 
 SHOWN = 10
 REMEMBERED = 256
-# A feature that is active on more tokens says little of a sentence.
-COMMON = 0.1
+# Of a feature of which it is not known; and the least, so that no logarithm is infinite.
+RAREST = 1e-4
 # Strength of a feature of which no activation is known.
 USUAL = 30.0
 
@@ -84,7 +85,8 @@ class Features:
     def firing(self, text: str) -> list[Firing]:
         """The features that are most active in a text, each at its best token.
 
-        Very common ones, and tokens that the SAE was not trained on, are left out.
+        What fires on every other token says little: activations are weighed by how rare they are,
+        -log(frequency). Tokens that the SAE was not trained on are left out.
         """
         tokenizer = self.model.tokenizer
         ids: list[int] = tokenizer(text)["input_ids"]  # type: ignore[assignment]
@@ -93,15 +95,16 @@ class Features:
         active = self.sae.encode(hidden)
         norms = hidden.float().norm(dim=-1)
         active[norms > (self.sae.about.get("max_norm") or torch.inf)] = 0
-        common = [f.id for f in self.known.values() if f.frequency > COMMON]
-        active[:, common] = 0
+        weights = [-math.log(max(self._frequency(n), RAREST)) for n in range(self.sae.n_features)]
         best, tokens = active.max(dim=0)
-        found = []
-        for number in best.topk(min(SHOWN, len(best))).indices.tolist():
-            if best[number] > 0:
-                token = tokenizer.decode([ids[int(tokens[number])]])
-                found.append(Firing(number, float(best[number]), str(token).strip()))
-        return found
+        order = (best * torch.tensor(weights, device=best.device)).argsort(descending=True)
+        found = [n for n in order[:SHOWN].tolist() if best[n] > 0]
+        said = {n: str(tokenizer.decode([ids[int(tokens[n])]])).strip() for n in found}
+        return [Firing(n, float(best[n]), said[n]) for n in found]
+
+    def _frequency(self, number: int) -> float:
+        """The share of tokens that a feature is active on."""
+        return self.known[number].frequency if number in self.known else RAREST
 
     def check(self, number: int) -> int:
         """`number`, unless the SAE has no such feature: a ValueError then."""

@@ -18,7 +18,11 @@ LOOK: dict[str, Any] = {
         font=["ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"],
     ),
-    "css": ".report table { width: auto } .gradio-container { max-width: 1280px !important }",
+    "css": """
+        .gradio-container { max-width: 1280px !important }
+        .report table { width: auto }
+        .report th, .report td { padding: 4px 8px; white-space: nowrap }
+    """,
 }
 
 

@@ -82,7 +82,7 @@ CONCEPTS = (
 )
 # Name -> word to search for, question.
 PRESETS = {
-    "Dogs": ("dog", "Tell me a short story."),
+    "Dogs": ("dog animal", "Tell me a short story."),
     "Ocean": ("ocean", "What should I do this weekend?"),
     "Music": ("music", "Describe a perfect day."),
 }
