@@ -613,7 +613,7 @@ DATA = [
         "a data set misspelt",
         lambda p: steer.prepare_train_dataset({"steer_train_dataset": "sentimant"}),
         r"^unknown train data set of hparams/Steer/dataset_format.yaml 'sentimant'; did you mean "
-        r"'sentiment'\? \(allowed: .*refusal, .*sentiment, ",
+        r"'sentiment'\?",
     ),
     (
         "a data set misspelt, to answer",

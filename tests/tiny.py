@@ -113,12 +113,20 @@ def adding(vector: Tensor, columns: Sequence[int]) -> Callable[[Tensor], Tensor]
 
 
 def hooks_on(model: nn.Module) -> list[tuple[str, str, int]]:
-    """Where there are hooks, of which kind, how many; and each `forward` of an instance's own."""
+    """Where there are hooks, of which kind, how many; and each `forward` of an instance's own.
+
+    transformers leaves hooks of its own on a model that was ever asked for its hidden states.
+    """
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     modules = list(model.named_modules())
-    hooks = [(name, kind, len(getattr(m, kind))) for name, m in modules for kind in kinds]
+
+    def number(module: nn.Module, kind: str) -> int:
+        hooks = getattr(module, kind).values()
+        return sum(not str(getattr(h, "__module__", "")).startswith("transformers.") for h in hooks)
+
+    found = [(name, kind, number(module, kind)) for name, module in modules for kind in kinds]
     own = [(n, "forward", id(m.__dict__["forward"])) for n, m in modules if "forward" in m.__dict__]
-    return [hook for hook in hooks if hook[2]] + own
+    return [hook for hook in found if hook[2]] + own
 
 
 GGUF_NAMES = {
