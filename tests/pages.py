@@ -64,6 +64,8 @@ LESS = {
     "steering.py": ["report=basic", "eval_methods=[distinctness]"],
     "steer.search": ["--explain-config"],
 }
+# What is run by their `__main__`.
+PACKAGES = {f"steer.{path.parent.name}" for path in ROOT.glob("steer/*/__main__.py")}
 LM_STEER = ["n_steps=2", "rank=4"]
 CHECKS = ("steer.doctor", "steer.datasets")
 ADDRESS = "http://127.0.0.1:8000"
@@ -217,6 +219,9 @@ class Reader:
             patch.setattr("sys.path", sys.path[:])
             try:
                 if is_module:
+                    # Imported by another test of this process, it would be there already.
+                    for imported in {name, f"{name}.__main__"} - PACKAGES:
+                        patch.delitem(sys.modules, imported, raising=False)
                     runpy.run_module(name, run_name="__main__")
                 else:
                     runpy.run_path(str(ROOT / name), run_name="__main__")
