@@ -176,9 +176,10 @@ class Visitor:
 
     def wait_for_report(self) -> None:
         verdict = re.compile("The answers differ|Both answers are the same")
-        # That of the answers before goes first.
-        playwright.expect(self.report()).not_to_contain_text(verdict, timeout=1000 * SECONDS)
-        playwright.expect(self.report()).to_contain_text(verdict, timeout=1000 * SECONDS)
+        report = self.report().filter(has_text=verdict)
+        # That of the answers before goes first; what is empty cannot be seen.
+        playwright.expect(report).to_have_count(0, timeout=1000 * SECONDS)
+        playwright.expect(report).to_have_count(1, timeout=1000 * SECONDS)
 
     def told(self) -> str:
         """The error that the page shows; it is closed."""
