@@ -334,11 +334,10 @@ def test_a_mistake_is_told_in_words_and_the_next_answer_comes(visit: Visit):
 
 
 def test_more_text_than_is_allowed_cannot_be_written(visit: Visit):
-    visitor = visit()
-    visitor.field("Your question").fill("q" * 400)
-    assert len(visitor.field("Your question").input_value()) <= 400
-    visitor.click("Steer and answer")
-    assert "300" in visitor.told()
+    question = visit().field("Your question")
+    question.fill("")
+    question.press_sequentially("q" * 310)
+    assert question.input_value() == "q" * 300
 
 
 def test_a_word_that_no_feature_knows_is_told(visit: Visit):
@@ -366,7 +365,7 @@ def test_an_answer_can_be_stopped(visit: Visit):
     stopped = visitor.field("Unsteered").input_value()
     visitor.page.wait_for_timeout(1500)
     assert visitor.field("Unsteered").input_value() == stopped
-    assert "The answers differ" not in visitor.report().inner_text()
+    assert visitor.report().count() == 0
 
 
 # ---- several visitors ---------------------------------------------------------------------------
