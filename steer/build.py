@@ -214,3 +214,10 @@ def check_value(name: str, value: object, wanted: str, holds: bool) -> None:
     """Raise a ValueError that says what `name` must be, unless `holds`."""
     if not holds:
         raise ValueError(f"{name} must be {wanted}: got {value}")
+
+
+def check_above_zero(values: object, names: Iterable[str]) -> None:
+    """Raise a ValueError unless each of these attributes of `values` is above 0."""
+    for name in names:
+        value = getattr(values, name)
+        check_value(name, value, "above 0", value > 0)

@@ -20,6 +20,7 @@ import pytest
 from architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from desk import Desk
     from pages import Reader
 
     from steer.models import SteeredModel
@@ -101,6 +102,19 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "SteeredM
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path, tiny)
     return path, tiny
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> "Desk":
+    """A folder to run the scripts in."""
+    from desk import Desk
+
+    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -178,16 +178,6 @@ def test_answers_do_not_calibrate_a_gate_by_row(tiny: SteeredModel, tmp_path: Pa
 # ---- from the command line ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def desk(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
-    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
-
-
 @pytest.mark.slow
 def test_a_run_is_steered_where_the_detector_says_so(
     desk: Desk, capsys: pytest.CaptureFixture[str]

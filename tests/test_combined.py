@@ -282,13 +282,8 @@ def test_data_that_no_method_file_is_paired_with_is_refused(llama: SteeredModel,
 
 
 @pytest.fixture
-def desk(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
-    desk = Desk(tmp_path, tiny_folder, monkeypatch, capsys)
+def desk(desk: Desk) -> Desk:
+    """With a second data set."""
     desk.rows("other.jsonl", [{"matching": "Yes.", "not_matching": "No."}] * 2)
     formats = (desk.folder / "hparams/Steer/dataset_format.yaml").read_text()
     formats = formats.replace("train: {", "train: {other: {file_path: other.jsonl}, ")

@@ -130,13 +130,8 @@ def ended(process: subprocess.Popen[str]) -> Ended:
 
 
 @pytest.fixture
-def crew(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Crew:
-    return Crew(Desk(tmp_path, tiny_folder, monkeypatch, capsys))
+def crew(desk: Desk) -> Crew:
+    return Crew(desk)
 
 
 def vectors_in(folder: str) -> dict[str, Any]:

@@ -12,16 +12,6 @@ from steer import BaseVectorApplier
 from steer.repeat import main
 
 
-@pytest.fixture
-def desk(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
-    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
-
-
 def kept(desk: Desk) -> dict[str, Any]:
     return json.loads((desk.out / "answers/mine_run.json").read_text())
 

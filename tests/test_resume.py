@@ -309,19 +309,13 @@ def test_vectors_of_other_settings_are_made_anew(bench: Bench):
 
 
 @pytest.mark.slow
-def test_the_script_killed_in_the_middle_goes_on(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    desk = Desk(tmp_path, tiny_folder, monkeypatch, capsys)
+def test_the_script_killed_in_the_middle_goes_on(desk: Desk):
     desk.rows("test.jsonl", [{"input": f"Tell me of {n}."} for n in range(200)])
     desk.run("vectors_generate.py")
     slow = {"batch_size": 1, "generation_params__max_new_tokens": 20}
     command = [sys.executable, str(ROOT / "vectors_apply.py"), *desk.overrides(**slow)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(command, cwd=desk.folder, env=environment, stderr=subprocess.DEVNULL)
     partial = desk.out / "answers/mine_partial.jsonl"
     deadline = time.monotonic() + 120
     while not (partial.is_file() and partial.read_bytes().count(b"\n") > 5):

@@ -15,16 +15,6 @@ pytestmark = pytest.mark.slow
 SCRIPTS = ["steering.py", "vectors_generate.py", "vectors_apply.py"]
 
 
-@pytest.fixture
-def desk(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
-    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
-
-
 # ---- what they do ------------------------------------------------------------------------------
 
 

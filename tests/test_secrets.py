@@ -15,17 +15,11 @@ MARKER = "hf_MARKERmarker0123456789"
 VARIABLES = ("HF_TOKEN", "OPENAI_API_KEY", "API_KEY", "NP_API_KEY")
 
 
-@pytest.fixture
-def desk(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
+@pytest.fixture(autouse=True)
+def _secrets_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, MARKER)
     monkeypatch.setenv("STEER_HOME", str(tmp_path / "home"))
-    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
 
 
 def holding(folder: Path, secret: str) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -413,50 +413,40 @@ def recipe_of(way: str, studio: Studio) -> Recipe:
     return of_features([3, 5], [2.0, -1.5], 0, str(TINY_SAE))
 
 
-@pytest.fixture
-def scripts(
-    tmp_path: Path,
-    tiny_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Desk]:
-    return Desk(tmp_path, tiny_folder, monkeypatch, capsys)
-
-
-def results(scripts: Desk) -> list[dict[str, Any]]:
-    path = scripts.folder / "steering/answers/questions_results.json"
+def results(desk: Desk) -> list[dict[str, Any]]:
+    path = desk.folder / "steering/answers/questions_results.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("way", ["one example", "ready", "prompt", "features"])
 def test_the_scripts_give_the_pages_answer_from_what_is_taken_along(
-    way: str, studio: Studio, scripts: Desk
+    way: str, studio: Studio, desk: Desk
 ):
     recipe, question = recipe_of(way, studio), 'Tell me: "ça va"?'
     made = make(recipe, studio.options, studio.model)
     pair = asyncio.run(answered(studio, recipe, question))
     done = Done(recipe, Wish(question=question, max_new_tokens=12), made)
-    yaml, archive = export(done, studio.options, scripts.folder / "taken")
+    yaml, archive = export(done, studio.options, desk.folder / "taken")
     assert yaml.read_text(encoding="utf-8") == text_of(done, studio.options)
     with zipfile.ZipFile(archive) as packed:
-        packed.extractall(scripts.folder)
+        packed.extractall(desk.folder)
     for script in ("vectors_apply.py", "steering.py"):
-        scripts.bare(script, "--config", "steering/recipe.yaml", "device=cpu", "dtype=float32")
-        assert scripts.status == 0, scripts.said
-        (answer,) = results(scripts)
+        desk.bare(script, "--config", "steering/recipe.yaml", "device=cpu", "dtype=float32")
+        assert desk.status == 0, desk.said
+        (answer,) = results(desk)
         assert (answer["pred"], answer["orig_pred"]) == ([pair.steered], [pair.unsteered])
 
 
-def test_sampled_answers_are_the_scripts_too(studio: Studio, scripts: Desk):
+def test_sampled_answers_are_the_scripts_too(studio: Studio, desk: Desk):
     recipe, how = recipe_of("one example", studio), {"temperature": 1.5, "top_p": 0.9, "seed": 7}
     made = make(recipe, studio.options, studio.model)
     pair = asyncio.run(answered(studio, recipe, **how))
     done = Done(recipe, Wish(question=HELLO, max_new_tokens=12, **how), made)
-    _, archive = export(done, studio.options, scripts.folder / "taken")
+    _, archive = export(done, studio.options, desk.folder / "taken")
     with zipfile.ZipFile(archive) as packed:
-        packed.extractall(scripts.folder)
-    scripts.bare("vectors_apply.py", "--config", "steering/recipe.yaml", "device=cpu")
-    (answer,) = results(scripts)
+        packed.extractall(desk.folder)
+    desk.bare("vectors_apply.py", "--config", "steering/recipe.yaml", "device=cpu")
+    (answer,) = results(desk)
     assert answer["pred"] == [pair.steered]
 
 

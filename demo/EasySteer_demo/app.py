@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.warning("everybody who reaches port %d can use the model", options.port)
         launch(demo, options.host, options.port)
     except ModuleNotFoundError as error:
-        sys.exit(f"error: the web demo needs {error.name}: pip install 'steer-lm[demo]'")
+        sys.exit(
+            f"error: the web demo needs {error.name}: pip install -e '.[demo]' in the project's "
+            "folder"
+        )
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 

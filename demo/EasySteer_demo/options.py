@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from steer.build import build, check_value, read_config
+from steer.build import build, check_above_zero, check_value, read_config
 from steer.models.load import ModelAndChat
 
 CONFIG = "hparams/Steer/demo.yaml"
@@ -32,12 +32,6 @@ class Limits:
     max_feature_strength: float = 400.0
     max_waiting: int = 64
     rows: int = 16
-
-    def check_limits(self) -> None:
-        """Raise a ValueError for a limit that lets nothing through."""
-        for one in fields(Limits):
-            value = getattr(self, one.name)
-            check_value(one.name, value, "above 0", value > 0)
 
     def written(self, name: str, given: str | None) -> str:
         """What a visitor wrote, without space around it.
@@ -97,7 +91,7 @@ class DemoOptions(ModelAndChat, Limits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_limits()
+        check_above_zero(self, (limit.name for limit in fields(Limits)))
         check_value("port", self.port, "1 to 65535", 0 < self.port < 65536)
 
 

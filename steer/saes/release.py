@@ -25,7 +25,7 @@ def read_release(release: str, sae_id: str) -> SAE:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the SAE release {release} is loaded by sae-lens ({error}): pip install "
-            "'steer-lm[sae]', or give the path of an SAE on disk"
+            "-e '.[sae]' in the project's folder, or give the path of an SAE on disk"
         ) from error
     try:
         lens = LensSAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")

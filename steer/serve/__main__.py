@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
         from steer.serve.run import serve
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"serving needs {error.name}: pip install 'steer-lm[serve]'"
+            f"serving needs {error.name}: pip install -e '.[serve]' in the project's folder"
         ) from error
     with suppress(KeyboardInterrupt):  # how one ends a server
         serve(cfg)

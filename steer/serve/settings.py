@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 
-from steer.build import build, check_batch_size, check_value, plain
+from steer.build import build, check_above_zero, check_batch_size, check_value, plain
 from steer.engines.options import EngineOptions
 from steer.models.load import ModelSource
 from steer.secrets import refuse_secrets
@@ -35,12 +35,6 @@ class Limits:
     max_choices: int = 8
     max_waiting: int = 512
     max_body_kb: int = 1024
-
-    def check_limits(self) -> None:
-        """Raise a ValueError for a limit that lets nothing through."""
-        for one in fields(Limits):
-            value = getattr(self, one.name)
-            check_value(one.name, value, "above 0", value > 0)
 
 
 @dataclass(kw_only=True)
@@ -74,7 +68,7 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_engine()
-        self.check_limits()
+        check_above_zero(self, (limit.name for limit in fields(Limits)))
         check_batch_size(self.batch_size)
         check_value(
             *("vllm_data_parallel_size", self.vllm_data_parallel_size),
