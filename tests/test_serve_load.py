@@ -120,9 +120,9 @@ def started(folder: Path, model: Path) -> Iterator[tuple[Served, psutil.Process]
     command.append("port=0")
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        lines = (line for line in process.stderr if "running on http" in line)
+        lines = (line for line in process.stderr if "serving at http" in line)
         try:
-            url = next(lines).split()[3]
+            url = next(lines).split()[-1].removesuffix("/v1")
             yield Served(url, folder / "vectors", None), psutil.Process(process.pid)  # type: ignore[arg-type]
         finally:
             process.terminate()

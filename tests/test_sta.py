@@ -424,7 +424,7 @@ def test_what_was_read_serves_other_trims_and_modes(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     fresh = sta(model, tmp_path / "fresh", saes, **changed)
     wanted = fresh.generate_vectors({"kind": ROWS})["kind"]["sta"]
     sta(model, tmp_path, saes).generate_vectors({"kind": ROWS})
@@ -460,7 +460,7 @@ def test_other_settings_are_read_anew(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     sta(model, tmp_path, saes).generate_vectors({"kind": CHOICES})
     found = sta(model, tmp_path, saes, **changed).generate_vectors({"kind": CHOICES})
     assert reads == [[0, 2], [0, 2]]

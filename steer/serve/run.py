@@ -1,6 +1,7 @@
 """From a config to a server that listens."""
 
 import logging
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -42,10 +43,20 @@ def app_of(settings: ServeSettings, model: SteeredModel | None = None) -> Starle
     return Server(name, settings, engine, registry, reader, metrics).app(keys)
 
 
+class LoudServer(uvicorn.Server):
+    """Says where it listens: with `port: 0` nobody else knows."""
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        for server in self.servers:
+            host, port = server.sockets[0].getsockname()[:2]
+            log.info("serving at http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+
+
 def server_of(settings: ServeSettings, model: SteeredModel | None = None) -> uvicorn.Server:
     """A server that is ready to run; see `app_of`."""
     app = app_of(settings, model)
-    return uvicorn.Server(
+    return LoudServer(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -66,7 +77,4 @@ def serve(cfg: Any) -> None:
     Raises:
         ValueError: As `app_of`, or the config is wrong.
     """
-    settings = ServeSettings.of(cfg)
-    server = server_of(settings)
-    log.info("serving at http://%s:%d/v1", settings.host, settings.port)
-    server.run()
+    server_of(ServeSettings.of(cfg)).run()
