@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import ids_of
 
-from steer.methods.activation_addition import AddVectors
+from steer.methods.activation_addition import AddSTAVectors, AddVectors
 from steer.models import EditLayer, SteeredModel
 from steer.passages import Passage, passage_means, remembered_readings
 from steer.search.budget import Budget
@@ -121,6 +121,15 @@ def test_what_adds_no_vector_is_scaled_from_what_its_file_says(model: SteeredMod
     assert workshop.values(Candidate("lm_steer", None, 0.5))["steer_values"] == [1.5, 0.0]
     values = workshop.values(Candidate("ablate", 2, 2.0))
     assert values == {"positions": "all", "layers": [2], "direction_layer": 2, "amount": 1.0}
+
+
+def test_what_is_written_for_applying_is_the_setting_that_was_tried(model: SteeredModel):
+    given = settings(methods=["caa"], operation="add_keeping_norm", multiple_choice=True)
+    values = Workshop(given, "mine", model, [0, 2]).values(Candidate("caa", 2, 0.3))
+    assert AddVectors(**values).operation == "add_keeping_norm"
+    sta = Workshop(settings(methods=["sta"], trims=[0.9]), "mine", model, [2])
+    applied = AddSTAVectors(**sta.values(Candidate("sta", 2, 0.3)))
+    assert applied.names() == ["layer_2_act_and_freq_trim0.9"]
 
 
 def test_the_grid_begins_coarse_and_has_every_setting_once(model: SteeredModel):
