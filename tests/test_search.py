@@ -97,6 +97,8 @@ def test_the_keys_of_a_search_are_checked():
         settings(dosis=[0.1])
     with pytest.raises(ValueError, match=r"doses must be numbers above 0: got \[0.1, -0.1\]"):
         settings(doses=[0.1, -0.1])
+    with pytest.raises(ValueError, match=r"gate must be left out of a search.*got my/detector"):
+        settings(gate="my/detector")
     with pytest.raises(ValueError, match="budget_minutes must be above 0"):
         settings(budget_minutes=0)
 
