@@ -218,6 +218,14 @@ def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path
     assert "No setting works" in page
 
 
+def test_a_search_without_prompts_to_answer_is_refused(tiny, tmp_path: Path):
+    rows = [{key: row[key] for key in ("matching", "not_matching")} for row in pairs(40)]
+    unasked = Data.of(settings(tmp_path), "mine", "mine", rows)
+    with pytest.raises(ValueError, match=r"mine: no prompts to answer.*give generation_data"):
+        search(settings(tmp_path), unasked, tiny)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- the report ----
 
 

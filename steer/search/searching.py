@@ -90,6 +90,11 @@ def search(settings: SearchSettings, data: Data, model: SteeredModel) -> dict[st
     Raises:
         ValueError: Data or settings that cannot be searched.
     """
+    if not data.inputs:
+        raise ValueError(
+            f"{data.name}: no prompts to answer, and what steering costs is measured in answers: "
+            "give generation_data, or pairs with a question"
+        )
     folder = Path(settings.output_dir, data.name).expanduser()
     about = _about(settings, data, model)
     if settings.resume and (done := _finished(folder, about)) is not None:
