@@ -123,7 +123,7 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
             key = word.strip("-").partition("=")[0].replace("-", "_")
             raise ValueError(f"unknown option {word!r}: a setting is given as {key}=value")
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
-        override = re.match(r"\+*([\w.]+)=", word)
+        override = terminal.SETTING.match(word)
         if name in chosen:
             chosen[name] = next(words, "")
         elif override and is_secret_key(override[1].split(".")[-1]):
