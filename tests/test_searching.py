@@ -113,6 +113,17 @@ def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
 
 
 @pytest.mark.slow
+def test_a_later_search_leaves_the_verdict_on_other_vectors(tiny, tmp_path: Path):
+    one, other = (search(settings(tmp_path, layers=[n], doses=[0.5]), data(), tiny) for n in (0, 1))
+    assert one["folder"] == other["folder"]
+    entries = read_metadata(one["folder"])["vectors"]
+    assert entries["layer_0"]["recommended"] == one["pick"]["values"]
+    assert entries["layer_1"]["recommended"] == other["pick"]["values"]
+    assert one["verdict"] != other["verdict"] == entries["layer_1"]["verdict"]
+    assert entries["layer_0"]["verdict"] == one["verdict"]
+
+
+@pytest.mark.slow
 def test_the_folder_steers_as_the_search_did(found, tiny):
     result, _ = found
     pick, folder = result["pick"], result["folder"]

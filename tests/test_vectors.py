@@ -27,6 +27,7 @@ from steer import BaseVectorApplier, BaseVectorGenerator
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, weight_fingerprint
 from steer.vectors import (
+    annotate,
     export_gguf,
     export_safetensors,
     import_gguf,
@@ -254,6 +255,15 @@ def test_a_layer_made_anew_takes_the_place_of_the_old_one_alone(trained: Trained
 
 
 @pytest.mark.slow
+def test_what_is_added_to_one_entry_leaves_the_others(tmp_path: Path):
+    save_vectors(tmp_path, {"layer_1": torch.ones(4), "layer_2": torch.ones(4)}, {})
+    annotate(tmp_path, {"hub": "there"})
+    annotate(tmp_path, {"verdict": "works"}, ["layer_2"])
+    entries = read_metadata(tmp_path)["vectors"]
+    added = [{key: one.get(key) for key in ("hub", "verdict")} for one in entries.values()]
+    assert added == [{"hub": "there", "verdict": None}, {"hub": "there", "verdict": "works"}]
+
+
 def test_threads_that_write_one_folder_at_once_lose_nothing(tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: saved(tmp_path, [n]), range(16)))

@@ -221,7 +221,7 @@ class _Search:
         shown = self._priced(verdict, pick, setting, judge, sizes) if verdict.works else []
         self.budget.note("price")
         values = self.workshop.values(pick)
-        annotate(place, {"recommended": values, "verdict": asdict(verdict)})
+        annotate(place, {"recommended": values, "verdict": asdict(verdict)}, vectors.about)
         write_method_file(place, pick.method, values)
         return Found(tried, finalists, chosen, verdict, shown, str(place))
 
