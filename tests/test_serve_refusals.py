@@ -80,6 +80,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (body(messages=[{"role": "system", "content": "x"}]), "messages"),
     (body(messages=[{"role": "user", "content": "x" * 60}]), "messages"),
     (body(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
+    (body(messages=[{"role": "user", "content": "x", "name": "Ann"}]), "messages.0.name"),
     (
         body(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
         "messages.0.content.0.type",
@@ -306,6 +307,7 @@ def test_a_server_for_this_machine_may_do_without(
         ({"api_key": "secret"}, "environment only"),
         ({"engine": "tpu"}, "unknown engine 'tpu'"),
         ({"vllm_data_parallel_size": 2}, "start a server for each"),
+        ({"compile": True}, "compile must be false: "),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(given: dict[str, Any], said: str):
