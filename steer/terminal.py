@@ -88,7 +88,7 @@ def command(
         said: How much is said where nothing is asked, as for `start_logging`.
     """
     more, left = how_much(sys.argv[1:] if arguments is None else arguments)
-    start_logging(said + more)
+    start_logging(more if more > 0 else said + more)
     try:
         status = work(left) or 0
         sys.stdout.flush()

@@ -74,6 +74,9 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
             *("vllm_data_parallel_size", self.vllm_data_parallel_size),
             *("1: start a server for each instead", self.vllm_data_parallel_size == 1),
         )
+        check_value(
+            "compile", self.compile, "false: the server has no compiled steps", not self.compile
+        )
         check_value("port", self.port, "0 to 65535", 0 <= self.port < 65536)
         if self.allow_anonymous and not self.is_local:
             raise ValueError(
