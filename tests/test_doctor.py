@@ -472,6 +472,8 @@ def test_json_has_the_counts_and_every_result(bench: Bench, capsys: pytest.Captu
 def test_a_setting_that_is_none_ends_it_with_2(bench: Bench, capsys: pytest.CaptureFixture[str]):
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+    assert run(bench, "layres=[1]") == 2
+    assert "no check was made" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.CaptureFixture[str]):
