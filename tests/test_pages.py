@@ -14,6 +14,20 @@ def test_a_page_does_what_it_says(reader: Reader, page):
 
 def test_a_command_that_cannot_be_run_here_is_no_command(reader: Reader):
     with pytest.raises(AssertionError, match="no command that can be run here: pip install steer"):
+def test_brackets_are_quoted_as_zsh_takes_bare_ones_for_a_pattern():
+    said = [text for page in PAGES for kind, text in blocks(page) if kind == "bash"]
+    assert "=[" in "".join(said)
+    assert [
+        line for text in said for line in commands(text) if re.search(r"\s[\w.]+=\[", line)
+    ] == []
+
+
+def test_the_torch_that_goes_in_first_is_the_one_that_is_locked():
+    text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    (wanted,) = re.findall(r"pip install (torch==\S+)", text)
+    assert wanted in (ROOT / "requirements.lock").read_text(encoding="utf-8").split()
+
+
         reader.command("pip install steer")
 
 
