@@ -256,7 +256,7 @@ def _explained(cfg: DictConfig, settings: Callable[[DictConfig], Iterable[Settin
 
 
 def _of_run(cfg: DictConfig) -> Iterable[Setting]:
-    """The settings of both phases; what they share once."""
+    """The settings of both phases; what they share once, as it is when vectors are applied."""
     from steer.settings import Run
 
     listed: dict[str, Setting] = {}
@@ -271,5 +271,5 @@ def _of_run(cfg: DictConfig) -> Iterable[Setting]:
         )
         for key, origin in run.origin.items():
             shown = f"{phase}: {key}" if "." in key else key
-            listed.setdefault(shown, (shown, flat[key], origin))
+            listed[shown] = (shown, flat[key], origin)
     return listed.values()

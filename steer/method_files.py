@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from steer.build import COMMAND_LINE, pick, read_yaml, unknown
 from steer.files import project_root, writing
 from steer.methods import LATER, METHODS_CLASS_DICT
+from steer.places import filled
 from steer.secrets import refuse_secrets
 
 # Other spellings in use -> ours.
@@ -82,6 +83,13 @@ class MethodFile:
         lent = {k: v for k, v in values.items() if k in lendable and k not in own[phase]}
         mine = {k: v for k, v in values.items() if k in own[phase]}
         return cls(path, phase, name, half, mine, lent, _folder(path, values))
+
+    def fill_folders(self, names: Mapping[str, str]) -> None:
+        """Fill `names` into the folders of vectors that the file gives; see `steer.places`."""
+        if self.output_dir:
+            self.output_dir = filled(self.output_dir, names, self.path)
+        if folder := self.values.get("steer_vector_load_dir"):
+            self.values["steer_vector_load_dir"] = filled(str(folder), names, self.path)
 
 
 def shipped_file(name: str, phase: str) -> str:
