@@ -628,11 +628,13 @@ def test_a_control_vector_holds_what_llama_cpp_and_repeng_read(tmp_path: Path):
         assert tensor.data.tobytes() == vectors[name].numpy().tobytes()
 
 
-def test_a_control_vector_comes_back_bit_for_bit(tmp_path: Path):
+def test_a_control_vector_comes_back_bit_for_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     vectors = saved(tmp_path / "a", model_type="llama")
     export_gguf(tmp_path / "a", tmp_path / "v.gguf")
     assert import_gguf(tmp_path / "v.gguf", tmp_path / "b") == ["layer_1", "layer_2"]
-    assert_same(load_vectors(tmp_path / "b", list(vectors), model=FACTS), vectors)
+    with caplog.at_level("INFO"):
+        assert_same(load_vectors(tmp_path / "b", list(vectors), model=FACTS), vectors)
+    assert "which model layer_1, layer_2 is for is not known, and not checked" in caplog.text
     entry = entries_of(tmp_path / "b")["layer_2"]
     assert (entry["layer"], entry["model_hint"]) == (2, "llama")
 

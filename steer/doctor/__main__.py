@@ -1,7 +1,7 @@
 """Why does nothing happen? Check a steering set-up, and say how to mend it.
 
 python -m steer.doctor
-python -m steer.doctor --config hparams/Steer/vector_apply.yaml layers=[12] multipliers=[-2]
+python -m steer.doctor --config hparams/Steer/vector_apply.yaml "layers=[12]" "multipliers=[-2]"
 python -m steer.doctor --vectors my/vectors other/control_vector.gguf
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from transformers.utils.logging import disable_progress_bar
 
 from steer.build import read_config
-from steer.doctor import Result, diagnose, examine
+from steer.doctor import SETTINGS, Result, diagnose, examine
 from steer.doctor.folders import run_of
 from steer.secrets import redacted
 from steer.terminal import Parser, command
@@ -44,6 +44,8 @@ def _run(arguments: list[str]) -> int:
     results = _examined(options, overrides)
     seconds = time.monotonic() - start
     (_print_json if options.json else _print)(results, seconds)
+    if [one.check for one in results] == [SETTINGS]:
+        return FAILED
     return SICK if any(one.level == "failure" for one in results) else HEALTHY
 
 

@@ -1,7 +1,7 @@
 """Search for the layer, strength and method that steer best, and say whether it is real.
 
 python -m steer.search
-python -m steer.search steer_train_dataset=my_pairs.jsonl budget_minutes=5 methods=[caa]
+python -m steer.search steer_train_dataset=my_pairs.jsonl budget_minutes=5 "methods=[caa]"
 python -m steer.search bake_off=true
 """
 

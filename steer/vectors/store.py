@@ -168,6 +168,10 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             "%s: %s says nothing about %s: which model it is for is not checked",
             *(folder, METADATA, ", ".join(unknown)),
         )
+    if imported := [n for n in names if n in entries and not entries[n].get("model")]:
+        log.info(
+            "%s: which model %s is for is not known, and not checked", folder, ", ".join(imported)
+        )
     return entries
 
 
