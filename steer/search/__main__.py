@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
 
     console = Console()
     for part in run(cfg):
-        console.print(part)
+        # Paths and commands are to be copied: they stay in one line.
+        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
 
 
 if __name__ == "__main__":
