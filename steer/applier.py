@@ -291,10 +291,10 @@ class BaseVectorApplier:
             self._judged = {key: found}
         return self._judged[key]
 
-    def _steps_of_folds(self) -> list[tuple[Sequence[Intervention], Sequence[Row]]]:
-        """What each fold's own vectors do, and its rows; empty where several methods have folds."""
-        keys = [key for key in self._folds if key in self.hparams_dict]
-        if len(keys) != 1:
-            return []
-        half, folds = self.hparams_dict[keys[0]], self._folds[keys[0]]
-        return [(half.interventions(self.model, vectors), rows) for vectors, rows in folds]
+    def _steps_of_folds(self) -> dict[str, list[tuple[Sequence[Intervention], Sequence[Row]]]]:
+        """By method key, what each fold's own vectors do, and its rows."""
+        halves = {k: self.hparams_dict[k] for k in self._folds if k in self.hparams_dict}
+        return {
+            key: [(half.interventions(self.model, own), rows) for own, rows in self._folds[key]]
+            for key, half in halves.items()
+        }

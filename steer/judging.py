@@ -1,6 +1,6 @@
 """What vectors are judged by: held-out pairs, else folds of the training pairs; neutral text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from steer.models import ChatFormat, Intervention, SteeredModel
 NEUTRAL = "neutral"
 GIVEN = "the pairs given"
 
-Folds = Sequence[tuple[Sequence[Intervention], Sequence[Row]]]
+Folds = Mapping[str, Sequence[tuple[Sequence[Intervention], Sequence[Row]]]]
 
 
 def effect_on(
@@ -98,7 +98,8 @@ def judge(
         model: Steered.
         chat: How questions are put.
         names: Data sets; the first with a held-out file of its own judges.
-        folds: Without one: what each fold's own vectors do, and the fold's rows.
+        folds: Without one: by method key, what each fold's own vectors do, and the fold's rows.
+            What else is in force is so for every fold.
         loader: Reads the held-out file.
     """
     groups, source = _held_out(loader, model, chat, names, folds)
@@ -119,9 +120,18 @@ def _held_out(
         if loader.has(name, "valid"):
             rows = loader.load_file(name, "valid")
             return [Group.of(model, rows, chat, model.interventions())], f"held-out file of {name}"
-    if not folds:
+    if not any(folds.values()):
         return [], "no held-out pairs"
-    if not all(is_pair(row) for _, rows in folds for row in rows):
+    if len(folds) > 1:
+        # The others have learnt from a fold's rows, or from other rows.
+        return [], f"folds judge one method that was trained, and these are {', '.join(folds)}"
+    ((key, parts),) = folds.items()
+    if not all(is_pair(row) for _, rows in parts for row in rows):
         return [], "the data are single texts, not pairs"
-    groups = [Group.of(model, rows, chat, steps) for steps, rows in folds]
-    return groups, f"{len(folds)} folds of the training pairs"
+    groups = [Group.of(model, rows, chat, _in_place(model, key, own)) for own, rows in parts]
+    return groups, f"{len(parts)} folds of the training pairs"
+
+
+def _in_place(model: SteeredModel, key: str, own: Sequence[Intervention]) -> list[Intervention]:
+    """What is in force, with `own` in place of what the method `key` does."""
+    return [s for k, steps in model.in_force.items() for s in (own if k == key else steps)]
