@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from desk import Desk
 from tiny import full_logits, steered, tiny_config
 
 from steer import BaseVectorApplier
@@ -70,6 +71,23 @@ def test_each_fold_is_judged_under_all_that_is_in_force(tiny: SteeredModel, tmp_
     assert effect is not None
     assert effect.source == "2 folds of the training pairs"
     assert effect.mean == pytest.approx(sum(changes) / len(changes), abs=1e-3)
+
+
+def test_rows_in_memory_are_not_judged_by_the_file_of_a_data_set_of_their_name(
+    tiny: SteeredModel, desk: Desk
+):
+    def source() -> str:
+        applier = judged(tiny, desk.folder, {"caa": FOLDS}, steer_train_dataset=["mine"])
+        effect = applier.reports["kind"].effect
+        assert effect is not None
+        return effect.source
+
+    assert source() == "2 folds of the training pairs"
+    desk.rows("train.jsonl", ROWS[:1])
+    assert source() == "held-out file of mine"
+    # On the Hub only, it cannot be told.
+    (desk.folder / "train.jsonl").unlink()
+    assert source() == "held-out file of mine"
 
 
 @pytest.mark.parametrize(
