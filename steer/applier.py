@@ -1,6 +1,5 @@
 """Vectors in, steered text out."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,13 +26,11 @@ from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 from steer.recording import FOLDERS, THIS_RUN, made_by
-from steer.report import SteeringReport, basic_report
+from steer.report import SteeringReport, basic_report, covers
 from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
 from steer.settings import Run
 from steer.vectors import Vectors
-
-log = logging.getLogger(__name__)
 
 Folds = Mapping[str, Sequence[tuple[Vectors, Sequence[Row]]]]
 # What decides a result is compared when a run is resumed; these do not.
@@ -248,7 +245,9 @@ class BaseVectorApplier:
         )
 
     def _finished(self, name: str, about: Mapping[str, Any]) -> list[Record] | None:
-        there = finished_results(self.results_path(name), about)
+        level, steered = self.settings.report, bool(self.model.interventions())
+        enough = partial(covers, level=level, steered=steered)
+        there = finished_results(self.results_path(name), about, enough)
         if there is None:
             return None
         records, run = there

@@ -9,8 +9,9 @@ import torch
 from desk import Desk
 from tiny import full_logits, steered, tiny_config
 
-from steer import BaseVectorApplier
+from steer import BaseVectorApplier, BaseVectorGenerator
 from steer.datasets import Row
+from steer.methods.caa import TrainCAA
 from steer.models import SteeredModel
 
 ROWS: list[Row] = [
@@ -46,7 +47,7 @@ def judged(
     }
     applier = BaseVectorApplier(config, model)
     applier.apply_vectors({"caa": {"layer_1": WHOLE}}, folds)
-    applier.generate({"kind": [{"input": "Hello"}]}, save_results=False)
+    applier.generate({"kind": [{"input": "Hello"}]}, save_results="generation_output_dir" in more)
     return applier
 
 
@@ -106,3 +107,61 @@ def test_why_folds_do_not_judge_is_said(
 ):
     report = judged(tiny, tmp_path, folds).reports["kind"]
     assert (report.effect, report.why_not["effect"]) == (None, reason)
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def made(model: SteeredModel, folder: Path, **more: Any) -> BaseVectorGenerator:
+    """Vectors of `mine`, as a run makes them that goes on from an earlier one."""
+    (folder / "generate.yaml").write_text("alg_name: caa\nlayers: [1]\n", encoding="utf-8")
+    config = {
+        "steer_train_hparam_paths": [str(folder / "generate.yaml")],
+        "steer_vector_output_dirs": [str(folder / "vectors")],
+        "steer_train_dataset": ["mine"],
+        "report": "full",
+        "resume": True,
+        **more,
+    }
+    return BaseVectorGenerator(config, model)
+
+
+def test_a_resumed_run_has_the_folds_that_its_report_needs(tiny: SteeredModel, tmp_path: Path):
+    first, again = (made(tiny, tmp_path) for _ in range(2))
+    for generator in (first, again):
+        generator.generate_vectors({"mine": ROWS})
+    folds = [generator.folds("mine")["caa"] for generator in (first, again)]
+    assert len(folds[0]) == len(folds[1]) == len(ROWS)
+    for (one, rows), (other, same_rows) in zip(*folds, strict=True):
+        assert torch.equal(one["layer_1"], other["layer_1"])
+        assert rows == same_rows
+
+
+def test_vectors_are_not_made_again_where_no_fold_is_needed(
+    tiny: SteeredModel, desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    made(tiny, desk.folder).generate_vectors()
+    monkeypatch.setattr(TrainCAA, "train", None)
+    made(tiny, desk.folder).generate_vectors()  # judged by its held-out file
+    (desk.folder / "valid.jsonl").unlink()
+    made(tiny, desk.folder, report="basic").generate_vectors()
+    with pytest.raises(TypeError):
+        made(tiny, desk.folder).generate_vectors()
+
+
+def test_a_finished_run_is_answered_again_for_a_fuller_report_only(
+    tiny: SteeredModel, tmp_path: Path
+):
+    def report(level: str) -> Any:
+        more = {"resume": True, "report": level, "generation_output_dir": str(tmp_path / "out")}
+        return judged(tiny, tmp_path, {"caa": FOLDS}, **more).reports.get("kind")
+
+    assert report("off") is None
+    basic = report("basic")
+    assert (basic.kl, len(basic.layers)) == (None, 1)
+    full = report("full")
+    assert (full.effect.pairs, full.why_not) == (
+        len(ROWS),
+        {"perplexity_ratio": "set generate_orig_output: true"},
+    )
+    assert report("basic") == report("off") == report("full") == full
