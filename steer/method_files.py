@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from steer.build import COMMAND_LINE, pick, read_yaml, unknown
 from steer.files import project_root, writing
 from steer.methods import LATER, METHODS_CLASS_DICT
+from steer.places import filled
 from steer.secrets import refuse_secrets
 
 # Other spellings in use -> ours.
@@ -83,6 +84,13 @@ class MethodFile:
         mine = {k: v for k, v in values.items() if k in own[phase]}
         return cls(path, phase, name, half, mine, lent, _folder(path, values))
 
+    def fill_folders(self, names: Mapping[str, str]) -> None:
+        """Fill `names` into the folders of vectors that the file gives; see `steer.places`."""
+        if self.output_dir:
+            self.output_dir = filled(self.output_dir, names, self.path)
+        if folder := self.values.get("steer_vector_load_dir"):
+            self.values["steer_vector_load_dir"] = filled(str(folder), names, self.path)
+
 
 def shipped_file(name: str, phase: str) -> str:
     """The method file that comes with the project: that of both phases, else the phase's own."""
@@ -98,10 +106,16 @@ def write_method_file(folder: Path, name: str, values: Mapping[str, Any]) -> Non
 
 def paths_of(top: Mapping[str, Any], phase: str) -> list[str]:
     """The method files of a phase; of a method that is named without one, those of the project."""
-    if not top.get("methods"):
-        return top.get(PATHS[phase], [])
-    rows = [(name, pick("method", name, METHODS_CLASS_DICT)) for name in top["methods"]]
+    names = _listed(top.get("methods"))
+    if not names:
+        return _listed(top.get(PATHS[phase]))
+    rows = [(name, pick("method", name, METHODS_CLASS_DICT)) for name in names]
     return [shipped_file(name, phase) for name, row in rows if PHASES[phase] in row]
+
+
+def _listed(value: Any) -> list[str]:
+    """A list that may be written as the one name in it."""
+    return [str(value)] if isinstance(value, str | Path) else list(map(str, value or []))
 
 
 def method_names(top: Mapping[str, Any]) -> set[str]:

@@ -33,6 +33,7 @@ from steer.method_files import (
 )
 from steer.methods import METHODS_CLASS_DICT
 from steer.models.load import ModelAndChat
+from steer.places import fill_folders
 from steer.secrets import refuse_secrets
 
 REPORTS = ("off", "basic", "full")
@@ -53,6 +54,8 @@ ALWAYS = (*WITHOUT_EFFECT, "steer_from_end_position")
 @dataclass(kw_only=True)
 class Settings(ModelAndChat, EngineOptions):
     """The top of a config; see `ModelSource`, `ChatFormat` and `EngineOptions` for the rest.
+
+    In folders, `{model}` and `{data}` stand for their names, and where answers go `{methods}` too.
 
     Attributes:
         seed: For everything random.
@@ -176,6 +179,9 @@ class Run:
         if phase == "generate" and settings.combine:
             _check_pairing(settings.steer_train_dataset, files)
         run = cls(settings, {}, {k: origin.get(k, "default") for k in sorted(known)})
+        places = fill_folders(settings, [file.name for file in files])
+        for file in files:
+            file.fill_folders(places)
         for number, file in enumerate(files):
             run._add(file, number, top, origin)
         if phase == "generate" and settings.save_vectors:

@@ -424,3 +424,57 @@ def test_a_key_of_a_method_that_is_not_used_is_unknown():
     with pytest.raises(ValueError, match="unknown key 'trims'"):
         Run.of({**paths, "trims": [0.5]}, "apply")
     assert Run.of({**paths, "multiple_choice": True}, "apply").methods["caa"].half.layers == [15]
+
+
+# ---- where files go ----------------------------------------------------------------------------
+
+PLACES: list[tuple[str, list[str], tuple[str, str, str]]] = [
+    ("steering.py", [], ("SmolLM2-135M-Instruct", "sentiment", "caa")),
+    ("steering.py", ["train_data=mine/days.jsonl"], ("SmolLM2-135M-Instruct", "days", "caa")),
+    ("steering.py", ["methods=[sta,prompt]"], ("SmolLM2-135M-Instruct", "sentiment", "sta+prompt")),
+    ("steering.py", ["train_data=[sentiment,refusal]", "model_name_or_path=org/Small"],
+     ("Small", "sentiment+refusal", "caa")),
+    ("vectors_apply.py", ["model_name_or_path=my/tiny.gguf"], ("tiny", "sentiment", "caa")),
+    ("vectors_apply.py", ["steer_vector_load_dir=vectors/imported/caa_vector"],
+     ("SmolLM2-135M-Instruct", "imported", "caa")),
+    ("vectors_apply.py", ["methods=[prompt]", "steer_vector_load_dir=[]", "generation_data=q.json"],
+     ("SmolLM2-135M-Instruct", "q", "prompt")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, arguments, names", PLACES)
+def test_a_run_writes_where_its_model_its_data_and_its_methods_say(
+    explained: Callable[..., dict[str, tuple[str, str]]],
+    script: str,
+    arguments: list[str],
+    names: tuple[str, str, str],
+):
+    values = explained(script, *arguments)
+    assert values["generation_output_dir"][0] == "/".join(("generation", *names))
+
+
+def test_vectors_of_another_model_lie_elsewhere(write: Callable[[str, str], str]):
+    half = "alg_name: caa\nsteer_vector_output_dir: made/{model}/{data}\nlayers: [1]\n"
+    cfg = {
+        "model_name_or_path": "org/Small",
+        "steer_train_dataset": "days.csv",
+        "steer_train_hparam_paths": [write("own.yaml", half), write("caa.yaml", MERGED)],
+    }
+    own, caa = Run.of(cfg, "generate").methods.values()
+    assert (own.output_dir, caa.output_dir) == ("made/Small/days", None)
+    lists = {"steer_vector_output_dirs": ["a/{model}", "b/{data}"]}
+    own, caa = Run.of(cfg | lists, "generate").methods.values()
+    assert (own.output_dir, caa.output_dir) == ("a/Small", "b/days")
+
+
+def test_vectors_are_looked_for_where_the_model_says(write: Callable[[str, str], str]):
+    half = "alg_name: caa\nlayers: [1]\nmultipliers: [1.0]\nsteer_vector_load_dir: of/{model}\n"
+    cfg = {"model_name_or_path": "org/Small", "apply_steer_hparam_paths": write("a.yaml", half)}
+    assert Run.of(cfg, "apply").methods["caa"].half.steer_vector_load_dir == "of/Small"
+    cfg["steer_vector_load_dir"] = "v/{model}/caa"
+    assert Run.of(cfg, "apply").methods["caa"].half.steer_vector_load_dir == "v/Small/caa"
+
+
+def test_a_name_in_braces_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"x/\{modl\}: unknown .*'modl'; did you mean 'model'\?"):
+        Run.of({"generation_output_dir": "x/{modl}"}, "apply")

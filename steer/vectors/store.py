@@ -5,7 +5,7 @@ A folder without `metadata.json` is EasyEdit2's own form and loads with a note.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,10 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             "%s: %s says nothing about %s: which model it is for is not checked",
             *(folder, METADATA, ", ".join(unknown)),
         )
+    if imported := [n for n in names if n in entries and not entries[n].get("model")]:
+        log.info(
+            "%s: which model %s is for is not known, and not checked", folder, ", ".join(imported)
+        )
     return entries
 
 
@@ -208,8 +212,15 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
         )
 
 
-def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:
-    """Add `more` to what `metadata.json` says of each vector of `folder`.
+def annotate(
+    folder: str | Path, more: Mapping[str, Any], names: Collection[str] | None = None
+) -> None:
+    """Add `more` to what `metadata.json` says of vectors of `folder`.
+
+    Args:
+        folder: As for `load_vectors`.
+        more: JSON-like; takes the place of what was there under the same keys.
+        names: Only entries with one of these names; all where None.
 
     Raises:
         ValueError: There is no metadata, or it is broken.
@@ -217,5 +228,7 @@ def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:
     path = Path(folder) / METADATA
     with locked(path):
         kept = check_metadata(read_metadata(folder), path)
-        vectors = {name: {**entry, **more} for name, entry in kept["vectors"].items()}
+        entries = kept["vectors"]
+        chosen = [name for name in entries if names is None or name in names]
+        vectors = entries | {name: {**entries[name], **more} for name in chosen}
         write_together({path: _json_bytes({**kept, "vectors": vectors})})
