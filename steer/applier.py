@@ -1,6 +1,5 @@
 """Vectors in, steered text out."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,13 +26,11 @@ from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 from steer.recording import FOLDERS, THIS_RUN, made_by, read_by
-from steer.report import SteeringReport, basic_report
+from steer.report import SteeringReport, basic_report, covers
 from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
 from steer.settings import Run
 from steer.vectors import Vectors
-
-log = logging.getLogger(__name__)
 
 Folds = Mapping[str, Sequence[tuple[Vectors, Sequence[Row]]]]
 # What decides a result is compared when a run is resumed; these do not.
@@ -248,7 +245,9 @@ class BaseVectorApplier:
         )
 
     def _finished(self, name: str, about: Mapping[str, Any]) -> list[Record] | None:
-        there = finished_results(self.results_path(name), about)
+        level, steered = self.settings.report, bool(self.model.interventions())
+        enough = partial(covers, level=level, steered=steered)
+        there = finished_results(self.results_path(name), about, enough)
         if there is None:
             return None
         records, run = there
@@ -291,10 +290,10 @@ class BaseVectorApplier:
             self._judged = {key: found}
         return self._judged[key]
 
-    def _steps_of_folds(self) -> list[tuple[Sequence[Intervention], Sequence[Row]]]:
-        """What each fold's own vectors do, and its rows; empty where several methods have folds."""
-        keys = [key for key in self._folds if key in self.hparams_dict]
-        if len(keys) != 1:
-            return []
-        half, folds = self.hparams_dict[keys[0]], self._folds[keys[0]]
-        return [(half.interventions(self.model, vectors), rows) for vectors, rows in folds]
+    def _steps_of_folds(self) -> dict[str, list[tuple[Sequence[Intervention], Sequence[Row]]]]:
+        """By method key, what each fold's own vectors do, and its rows."""
+        halves = {k: self.hparams_dict[k] for k in self._folds if k in self.hparams_dict}
+        return {
+            key: [(half.interventions(self.model, own), rows) for own, rows in self._folds[key]]
+            for key, half in halves.items()
+        }

@@ -12,8 +12,16 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from steer import __version__, processes
-from steer.datasets import Row, dataset_name, named_rows, prepare_train_dataset, warnings_of
+from steer.datasets import (
+    DatasetLoader,
+    Row,
+    dataset_name,
+    named_rows,
+    prepare_train_dataset,
+    warnings_of,
+)
 from steer.files import check_writable, fingerprint
+from steer.judging import has_held_out
 from steer.methods import Context, Maker, Trained, Trainer
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, template_hash
@@ -182,7 +190,7 @@ class BaseVectorGenerator:
         half, folder = self.hparams_dict[key], self.folder(key, dataset)
         recipe = self._recipe(key, dataset, rows)
         if folder is not None and self.settings.resume and not isinstance(half, Maker):
-            there = _already_made(folder, fingerprint(recipe))
+            there = _already_made(folder, fingerprint(recipe), self._needs_folds(dataset, rows))
             if there is not None:
                 log.info("%s on %s: already made, in %s", key, dataset, folder)
                 return Trained(there)
@@ -211,6 +219,11 @@ class BaseVectorGenerator:
             log.debug("%s on %s: vectors in %s", key, dataset, folder)
         return trained
 
+    def _needs_folds(self, dataset: str, rows: Sequence[Row]) -> bool:
+        """Whether a report judges by folds, which are not kept with the vectors."""
+        loader = DatasetLoader(source=self.settings.data_source)
+        return self.settings.report == "full" and not has_held_out(loader, dataset, rows)
+
     def _recipe(self, key: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
         """All that decides a vector; kept in its metadata."""
         half = self.hparams_dict[key]
@@ -236,6 +249,7 @@ def _save(folder: Path, trained: Trained, recipe: Mapping[str, Any]) -> None:
     own = {name: v for name, v in trained.vectors.items() if name not in beside}
     kept = [trained.bundle] if trained.bundle else list(own)
     made = {**recipe, "recipe": fingerprint(recipe), "made_with": kept}
+    made["folds"] = len(trained.folds)
     places = {folder.parent / name: vectors for name, vectors in trained.beside.items()}
     for place, vectors in places.items():
         about = {n: {**recipe, **vectors.about.get(n, {})} for n in vectors}
@@ -245,10 +259,13 @@ def _save(folder: Path, trained: Trained, recipe: Mapping[str, Any]) -> None:
     save_vectors(folder, own, about, bundle=trained.bundle, files={**trained.files, **files})
 
 
-def _already_made(folder: Path, recipe: str) -> Vectors | None:
+def _already_made(folder: Path, recipe: str, with_folds: bool) -> Vectors | None:
+    """The vectors in `folder`; none `with_folds` where there were any, which are not kept."""
     entries = (read_metadata(folder) or {}).get("vectors", {}) if folder.is_dir() else {}
     names = [name for name, entry in entries.items() if entry.get("recipe") == recipe]
     if not names or sorted(names) != sorted(entries[names[0]]["made_with"]):
+        return None
+    if with_folds and entries[names[0]].get("folds") != 0:
         return None
     try:
         if "tensors" in entries[names[0]]:

@@ -1,6 +1,6 @@
 """What vectors are judged by: held-out pairs, else folds of the training pairs; neutral text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -15,12 +15,13 @@ from steer.effect import (
     measure_effect,
     scorer_of,
 )
+from steer.files import fingerprint
 from steer.models import ChatFormat, Intervention, SteeredModel
 
 NEUTRAL = "neutral"
 GIVEN = "the pairs given"
 
-Folds = Sequence[tuple[Sequence[Intervention], Sequence[Row]]]
+Folds = Mapping[str, Sequence[tuple[Sequence[Intervention], Sequence[Row]]]]
 
 
 def effect_on(
@@ -98,8 +99,10 @@ def judge(
     Args:
         model: Steered.
         chat: How questions are put.
-        names: Data sets; the first with a held-out file of its own judges.
-        folds: Without one: what each fold's own vectors do, and the fold's rows.
+        names: Data sets; the first with a held-out file of its own judges, unless no row of the
+            folds is its own.
+        folds: Without one: by method key, what each fold's own vectors do, and the fold's rows.
+            What else is in force is so for every fold.
         loader: Reads the held-out file.
     """
     groups, source = _held_out(loader, model, chat, names, folds)
@@ -109,6 +112,19 @@ def judge(
     return Judgement(effect, source, divergence(model, neutral, model.interventions()))
 
 
+def has_held_out(loader: DatasetLoader, name: str, rows: Sequence[Row]) -> bool:
+    """Whether the held-out file of the data set `name` can judge what was learnt from `rows`.
+
+    Not where none of them is its own: data in memory may have any name.
+    """
+    if not loader.has(name, "valid"):
+        return False
+    if not rows or not loader.has(name, "train"):
+        return True
+    own = {fingerprint(dict(row)) for row in loader.load_file(name, "train")}
+    return any(fingerprint(dict(row)) in own for row in rows)
+
+
 def _held_out(
     loader: DatasetLoader,
     model: SteeredModel,
@@ -116,13 +132,23 @@ def _held_out(
     names: Iterable[str],
     folds: Folds,
 ) -> tuple[list[Group], str]:
+    learnt = [row for parts in folds.values() for _, rows in parts for row in rows]
     for name in dict.fromkeys(names):
-        if loader.has(name, "valid"):
+        if has_held_out(loader, name, learnt):
             rows = loader.load_file(name, "valid")
             return [Group.of(model, rows, chat, model.interventions())], f"held-out file of {name}"
-    if not folds:
+    if not learnt:
         return [], "no held-out pairs"
-    if not all(is_pair(row) for _, rows in folds for row in rows):
+    if len(folds) > 1:
+        # The others have learnt from a fold's rows, or from other rows.
+        return [], f"folds judge one method that was trained, and these are {', '.join(folds)}"
+    ((key, parts),) = folds.items()
+    if not all(map(is_pair, learnt)):
         return [], "the data are single texts, not pairs"
-    groups = [Group.of(model, rows, chat, steps) for steps, rows in folds]
-    return groups, f"{len(folds)} folds of the training pairs"
+    groups = [Group.of(model, rows, chat, _in_place(model, key, own)) for own, rows in parts]
+    return groups, f"{len(parts)} folds of the training pairs"
+
+
+def _in_place(model: SteeredModel, key: str, own: Sequence[Intervention]) -> list[Intervention]:
+    """What is in force, with `own` in place of what the method `key` does."""
+    return [s for k, steps in model.in_force.items() for s in (own if k == key else steps)]

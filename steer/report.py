@@ -85,6 +85,19 @@ def basic_report(tally: Tally, interventions: Sequence[Intervention]) -> Steerin
     return report
 
 
+def covers(kept: Mapping[str, Any] | None, level: str, steered: bool) -> bool:
+    """Whether the report kept with results (`as_dict`) says what one of `level` would.
+
+    Args:
+        kept: None where there was none.
+        level: `off`, `basic` or `full`.
+        steered: Whether anything was in force.
+    """
+    if kept is None:
+        return level == "off"
+    return level != "full" or not steered or kept["kl"] is not None
+
+
 def _order(place: Place) -> tuple[bool, int]:
     """Blocks by number, then the head."""
     return (True, place == LOGITS) if isinstance(place, str) else (False, place)

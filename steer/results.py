@@ -1,7 +1,7 @@
 """Result files: the answers to a data set, and beside them what the run was."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,11 @@ def save_results(
 
 
 def finished_results(
-    path: Path, about: Mapping[str, Any]
+    path: Path, about: Mapping[str, Any], enough: Callable[[Any], bool]
 ) -> tuple[list[Record], dict[str, Any]] | None:
     """The records and the run file of a finished run; None where there is none.
+
+    None also where its report, or that it has none, is not `enough`.
 
     Raises:
         ValueError: The run that is there is another one; the message names a setting.
@@ -55,6 +57,9 @@ def finished_results(
         return None
     there = read_json(run)
     refuse_other_run(path, there, {"fingerprint": fingerprint(about), "run": about})
+    if not enough(there.get("report")):
+        log.info("%s: answered again, for a report that says more", path.stem)
+        return None
     log.info("%s: already answered, in %s", path.stem, path)
     return read_json(path), there
 

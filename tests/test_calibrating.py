@@ -1,6 +1,7 @@
 """Detectors: thresholds and rates worked by hand, and gates in a run's settings."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from steer.gates import calibrate_folder, detector_of, make_detector, threshold_
 from steer.gates.__main__ import main
 from steer.gates.scores import token_scores
 from steer.methods.activation_addition import AddVectors
-from steer.models import ChatFormat, Gate, SteeredModel
+from steer.methods.lm_steer import ApplyLMSteer
+from steer.models import ChatFormat, Gate, Intervention, SteeredModel
 from steer.models.facts import model_facts
 from steer.passages import Passage
 from steer.vectors import load_vectors, read_metadata, save_vectors
@@ -150,6 +152,44 @@ def test_the_layer_that_detects_best_opens_the_gate(tiny: SteeredModel, tmp_path
     assert gate_of(tiny, gate=folder, gate_threshold=-0.5).threshold == -0.5
 
 
+@pytest.mark.parametrize("threshold, acts", [(1.5, False), (-1.5, True)])
+@pytest.mark.parametrize("by", ["row", "token"])
+@pytest.mark.parametrize("name, shape", [("add_vec", (2, 16)), ("offset_vec", (2, 258))])
+def test_what_is_done_to_the_head_waits_for_the_gate_too(
+    tiny: SteeredModel,
+    tmp_path: Path,
+    name: str,
+    shape: tuple[int, int],
+    by: str,
+    threshold: float,
+    acts: bool,
+):
+    # No cosine is above 1.5, and every one is above -1.5.
+    folder = detectors(tiny, tmp_path, {1: 0.9})
+    gate = {"gate": folder, "gate_by": by, "gate_threshold": threshold}
+    vectors, ids = {name: torch.ones(shape).cumsum(1)}, torch.tensor(ids_of([6]))
+    bare, ungated, gated = (
+        logits_under(tiny, ids, steps)
+        for steps in (
+            [],
+            ApplyLMSteer(epsilon=0.1).interventions(tiny, vectors),
+            ApplyLMSteer(epsilon=0.1, **gate).interventions(tiny, vectors),
+        )
+    )
+    assert not torch.allclose(bare, ungated)
+    assert torch.equal(gated, ungated if acts else bare)
+
+
+@torch.inference_mode()
+def logits_under(model: SteeredModel, ids: Tensor, steps: Sequence[Intervention]) -> Tensor:
+    lengths = torch.tensor([ids.shape[1]])
+    with model.steering(steps, prompt_lengths=lengths):
+        return model.model(ids).logits
+
+
+@pytest.mark.parametrize(
+    "half", [lambda **more: AddVectors(layers=[1], **more), ApplyLMSteer], ids=["caa", "lm_steer"]
+)
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -157,9 +197,11 @@ def test_the_layer_that_detects_best_opens_the_gate(tiny: SteeredModel, tmp_path
         ({"gate_threshold": 0.1}, "need gate"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str):
+def test_settings_that_do_not_go_together_are_refused(
+    half: Callable[..., Any], settings: dict[str, Any], message: str
+):
     with pytest.raises(ValueError, match=message):
-        AddVectors(layers=[1], **settings)
+        half(**settings)
 
 
 def test_a_vector_that_was_not_calibrated_is_no_gate(tiny: SteeredModel, tmp_path: Path):

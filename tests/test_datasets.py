@@ -136,9 +136,19 @@ def test_both_spellings_of_the_text_before_a_question_are_taken(key: str):
             {"question": "q", "answer_matching_behavior": "m", "answer_not_matching_behavior": "n"},
             PAIR,
         ),
-        ({"question": "q", "prompt": "?", "pos_answer": "m", "neg_answer": "n"}, PAIR),
+        (
+            {"question": "q", "prompt": "?", "pos_answer": "m", "neg_answer": "n"},
+            PAIR | {"prompt": "?"},
+        ),
         ({"positive": "m", "negative": "n"}, {"matching": "m", "not_matching": "n"}),
         ({"sentence": "t", "label": 1}, {"text": "t", "label": 1}),
+        # The prompt of a row's own, for vector_prompt; not where it stands for the question.
+        ({"output": "o", "prompt": "p"}, {"output": "o", "prompt": "p"}),
+        (
+            {"output": "o", "instruction": "i", "prompt": "p"},
+            {"output": "o", "input": "i", "prompt": "p"},
+        ),
+        (PAIR | {"output": "o"}, PAIR),
     ],
 )
 def test_fields_are_found_by_their_names(
@@ -358,4 +368,6 @@ def test_only_what_is_on_this_machine_counts_as_held_out(
     assert not DatasetLoader(SHIPPED).has("steer_eval/personality", "valid")
     assert DatasetLoader(SHIPPED, source="sample").has("steer_eval/personality/L1_1", "valid")
     assert not DatasetLoader(SHIPPED).has("my", "valid")
+    # A file, in a folder that has the name of a data set.
+    assert not DatasetLoader(SHIPPED).has("sentiment/my.jsonl", "valid")
     assert hub.asked == []

@@ -469,6 +469,14 @@ def test_json_has_the_counts_and_every_result(bench: Bench, capsys: pytest.Captu
     assert "for a dose of 20%" in dose["do"]
 
 
+def test_a_file_of_ones_own_is_not_held_out_from_itself(bench: Bench):
+    names = {"question": "q", "matching": "good", "not_matching": "bad"}
+    bench.rows("my.jsonl", [{names[k]: v for k, v in row.items()} for row in HELD_OUT])
+    bench.cfg |= {"steer_train_dataset": ["my.jsonl"], "train_fields": names}
+    found = [one.what for one in diagnose(bench.cfg, bench.model) if one.check == "data"]
+    assert found[0] == "my: 8 rows, nothing found"
+
+
 def test_a_setting_that_is_none_ends_it_with_2(bench: Bench, capsys: pytest.CaptureFixture[str]):
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err

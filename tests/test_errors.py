@@ -720,8 +720,8 @@ DATA = [
             {"train_data": p.file("my.csv", "q,good,bad\n1,2,3")}
         ),
         r"^my.csv has the fields 'q', 'good', 'bad', and none of them is known as matching and "
-        r"not_matching or text and label: say which with train_fields=\{matching: its name, "
-        r"not_matching: its name\}",
+        r"not_matching or text and label or output: say which with train_fields=\{matching: its "
+        r"name, not_matching: its name\}",
     ),
     (
         "a file whose columns are separated by something else",

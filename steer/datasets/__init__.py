@@ -9,7 +9,7 @@ from steer.datasets.loading import (
     prepare_train_dataset,
     prepare_train_datasets,
 )
-from steer.datasets.own import dataset_name
+from steer.datasets.own import dataset_name, is_file_name
 from steer.datasets.rows import (
     SIDES,
     Row,
@@ -36,6 +36,7 @@ __all__ = [
     "dataset_name",
     "has_answer",
     "input_of",
+    "is_file_name",
     "is_pair",
     "label_of",
     "named_rows",

@@ -76,7 +76,7 @@ class DatasetLoader:
     def has(self, name: str, split: str) -> bool:
         """Whether the format file has that data set in that split, and its file is there."""
         entries = self.formats.get(split, {})
-        if all(part not in entries for part in _and_above(name)):
+        if is_file_name(name) or all(part not in entries for part in _and_above(name)):
             return False
         form = self._form(self._entry_name(name, split), split)
         try:

@@ -20,11 +20,18 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "input": ("input", "prompt", "instruction", "question", "query"),
     "reference_response": ("reference_response", "answer", "output", "continuation"),
     "choices": ("choices", "options"),
+    "output": ("output",),
+    "prompt": ("prompt",),
 }
-# What rows are for -> sets of fields of which one is enough, and fields that may come with any.
-USES = {
-    "train": ((("matching", "not_matching"), ("text", "label")), ("question",)),
-    "generation": ((("input",),), ("reference_response", "choices")),
+# What rows are for -> sets of fields of which one is enough, each with fields that may come with
+# it; of two that go by one name, the first has it.
+USES: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "train": (
+        (("matching", "not_matching"), ("question", "prompt")),
+        (("text", "label"), ("question",)),
+        (("output",), ("prompt", "input")),
+    ),
+    "generation": ((("input",), ("reference_response", "choices")),),
 }
 
 
@@ -41,14 +48,11 @@ def find_fields(rows: Sequence[Row], use: str, place: str, told: str) -> dict[st
         ValueError: A field may be one of several, or what is needed is not there.
     """
     there = list(dict.fromkeys(name for row in rows for name in row))
-    enough, more = USES[use]
-    known = {ours for needed in enough for ours in needed} | set(more)
-    found = {
-        ours: [name for name in names if name in there]
-        for ours, names in FIELDS.items()
-        if ours in known
-    }
+    enough = [needed for needed, _ in USES[use]]
+    found = {ours: [n for n in names if n in there] for ours, names in FIELDS.items()}
     complete = [needed for needed in enough if all(found[ours] for ours in needed)]
+    # One field says less than two: what goes with pairs may be called `output` too.
+    complete = [needed for needed in complete if len(needed) > 1] or complete
     if len(complete) > 1:
         shown = " as well as ".join(" and ".join(needed) for needed in complete)
         raise ValueError(f"{place} has {shown}: {_tell(told, *complete[0])}")
@@ -64,12 +68,15 @@ def find_fields(rows: Sequence[Row], use: str, place: str, told: str) -> dict[st
             f"{place} has the fields {', '.join(map(repr, there))}, and none of them is known as "
             f"{shown}: {_tell(told, *enough[0])}"
         )
-    taken = {ours: found[ours] for ours in (*more, *complete[0]) if found[ours]}
-    for ours, names in taken.items():
+    taken: dict[str, str] = {}
+    for ours in (*dict(USES[use])[complete[0]], *complete[0]):
+        names = [name for name in found[ours] if name not in taken.values()]
         if len(names) > 1 and ours not in names:
             shown = " or ".join(map(repr, names))
             raise ValueError(f"{place}: {ours} may be {shown}: {_tell(told, ours)}")
-    return {ours: ours if ours in names else names[0] for ours, names in taken.items()}
+        if names:
+            taken[ours] = ours if ours in names else names[0]
+    return taken
 
 
 def _tell(told: str, *fields: str) -> str:

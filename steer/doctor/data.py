@@ -3,7 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from steer.datasets import Row, check_rows, dataset_name, input_of, prepare_generation_datasets
+from steer.datasets import (
+    Row,
+    check_rows,
+    dataset_name,
+    input_of,
+    is_file_name,
+    prepare_generation_datasets,
+)
 from steer.doctor.base import Result, failure, ok, refused, unchecked, warning
 from steer.doctor.patient import Patient
 
@@ -27,6 +34,9 @@ def pairs(patient: Patient) -> Iterator[Result]:
 
 
 def _held_out(patient: Patient, name: str) -> list[Row] | None:
+    # A file of one's own is read as it is, whatever for: it would be held out from itself.
+    if is_file_name(name):
+        return None
     try:
         return list(patient.rows(name, "valid"))
     except (ValueError, OSError):

@@ -147,7 +147,8 @@ class Patient:
             ValueError: There is no such data set, or it is broken.
             OSError: Its file is not there.
         """
-        loader = DatasetLoader(source=self.run.settings.data_source)
+        settings = self.run.settings
+        loader = DatasetLoader(source=settings.data_source, fields=settings.train_fields)
         return self._once((name, split), lambda: loader.load_file(name, split))
 
     def _once(self, key: tuple[str, str], load: Callable[[], Sequence[Row]]) -> Sequence[Row]:

@@ -8,7 +8,7 @@ With steer values s_k and a small epsilon, what the head reads, h, becomes
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -206,6 +206,7 @@ class ApplyLMSteer(AtPositions):
     def check(self) -> None:
         """Raise a ValueError where values do not go together."""
         self.where()
+        self.check_gate()
         pick("adapted_component", self.adapted_component, dict.fromkeys(COMPONENTS))
         if self.adaptor_class is not None:
             pick("adaptor_class", self.adaptor_class, ADAPTORS)
@@ -240,7 +241,9 @@ class ApplyLMSteer(AtPositions):
         about = getattr(vectors, "about", {}).get(NAME, {})
         kind = adaptor_of(vectors, self.adaptor_class)
         steers = check_shapes(model, vectors, kind, self.num_steers, self.rank)
-        return [adapted(vectors, self._values(steers, about), self._epsilon(about), self.where())]
+        values, epsilon = self._values(steers, about), self._epsilon(about)
+        step = adapted(vectors, values, epsilon, self.where())
+        return [replace(step, gate=self.gate_of(model))]
 
     def _values(self, steers: int, about: Mapping[str, Any]) -> Tensor:
         values = self.steer_values
