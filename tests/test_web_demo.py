@@ -373,7 +373,7 @@ def test_it_says_what_to_install_where_gradio_is_not(monkeypatch: pytest.MonkeyP
     for module in ("studio", "page"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"needs gradio: pip install 'steer-lm\[demo\]'"):
+    with pytest.raises(SystemExit, match=r"needs gradio: pip install -e '\.\[demo\]'"):
         app.main([])
 
 
