@@ -5,7 +5,7 @@ A folder without `metadata.json` is EasyEdit2's own form and loads with a note.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +208,10 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
         )
 
 
-def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:
-    """Add `more` to what `metadata.json` says of each vector of `folder`.
+def annotate(
+    folder: str | Path, more: Mapping[str, Any], names: Collection[str] | None = None
+) -> None:
+    """Add `more` to what `metadata.json` says of the vectors `names` of `folder`; None: of all.
 
     Raises:
         ValueError: There is no metadata, or it is broken.
@@ -217,5 +219,7 @@ def annotate(folder: str | Path, more: Mapping[str, Any]) -> None:
     path = Path(folder) / METADATA
     with locked(path):
         kept = check_metadata(read_metadata(folder), path)
-        vectors = {name: {**entry, **more} for name, entry in kept["vectors"].items()}
+        there = kept["vectors"]
+        chosen = there.keys() if names is None else there.keys() & set(names)
+        vectors = {n: {**entry, **more} if n in chosen else entry for n, entry in there.items()}
         write_together({path: _json_bytes({**kept, "vectors": vectors})})
