@@ -6,17 +6,19 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 import torch
 from answering import Pair, Wish
 from desk import Desk
 from library import ReadyVector, _fits, ready_vectors
 from options import DemoOptions, number, read_options, whole
-from page import LOOK, page
+from page import LOOK, launch, page
 from recipes import (
     Done,
     Made,
@@ -30,14 +32,16 @@ from recipes import (
     text_of,
 )
 from reporting import report_of
-from serving import chat_ids, truth
+from serving import chat_ids, free_port, truth
 from serving import text_of as text_of_ids
 from studio import OUR_FAULT, Studio, in_words
 from tiny import hooks_on, kept
+from yaml import safe_load
 
 from steer.methods.prompt_writing import PromptWriter
 from steer.models import EditLayer, generate
 from steer.models.facts import model_facts
+from steer.models.load import ModelAndChat
 from steer.saes import load_sae
 from steer.vectors import read_metadata, save_vectors
 
@@ -386,6 +390,28 @@ def test_the_page_tells_nobody_and_fetches_nothing_from_elsewhere(studio: Studio
     assert "theme" in LOOK
     assert LOOK["theme"]._stylesheets == []
     assert "http" not in LOOK["theme"]._font_css
+
+
+def test_gradio_keeps_no_list_of_what_visitors_asked(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda _: None)
+
+    async def served() -> tuple[httpx.Response, dict[str, Any]]:
+        blocks = await drawn(studio)
+        # As gradio's reloader takes it, which does not launch.
+        assert blocks.get_config_file()["run_history"] is False
+        launch(blocks, "127.0.0.1", free_port())
+        try:
+            runs = httpx.get(f"{blocks.local_url}gradio_api/runs")
+            return runs, httpx.get(f"{blocks.local_url}config").json()
+        finally:
+            blocks.close(verbose=False)
+
+    runs, told = asyncio.run(served())
+    assert runs.status_code == 404
+    assert told["run_history"] is False
+    assert told["footer_links"] == ["settings"]
 
 
 def test_the_report_says_whether_the_answers_differ():
