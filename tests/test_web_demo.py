@@ -106,6 +106,11 @@ def test_it_listens_on_loopback_unless_told():
     assert told.max_text == 5
 
 
+def test_settings_may_stand_before_and_behind_options():
+    told = read_options(["max_text=5", "--port", "9000", "rows=4"])
+    assert (told.max_text, told.port, told.rows) == (5, 9000, 4)
+
+
 def test_a_config_file_may_say_it_all_and_the_command_line_more(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("port: 9001\nmax_text: 7\n", encoding="utf-8")
     told = read_options(["--config", str(tmp_path / "mine.yaml"), "port=9002"])
