@@ -468,6 +468,30 @@ def test_the_scripts_give_the_pages_answer_from_what_is_taken_along(
         assert (answer["pred"], answer["orig_pred"]) == ([pair.steered], [pair.unsteered])
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("enable_thinking", False),
+        ("load_in_4bit", True),
+        ("load_in_8bit", True),
+        ("device_map", {"": "cpu"}),
+        ("model_kwargs", {"attn_implementation": "eager"}),
+        ("trust_remote_code", True),
+        ("revision", "v1"),
+        ("system_prompt", "Be brief."),
+        ("use_chat_template", False),
+    ],
+)
+def test_a_recipe_names_what_the_page_answers_with(options: DemoOptions, key: str, value: Any):
+    done = Done(of_prompt("x"), Wish(question="q"), Made([], {}))
+    before = safe_load(text_of(done, options))
+    usual = {"model_name_or_path", "dtype", "use_chat_template", "device"}
+    assert before.keys() & {f.name for f in fields(ModelAndChat)} == usual
+    assert before["device"] == "auto"
+    setattr(options, key, value)
+    assert safe_load(text_of(done, options)) == before | {key: value}
+
+
 def test_sampled_answers_are_the_scripts_too(studio: Studio, desk: Desk):
     recipe, how = recipe_of("one example", studio), {"temperature": 1.5, "top_p": 0.9, "seed": 7}
     made = make(recipe, studio.options, studio.model)
