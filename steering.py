@@ -1,7 +1,7 @@
 """Make steering vectors, apply them, answer, and prove that it steered: all in one run.
 
 python steering.py
-python steering.py layers=[12] multipliers=[4] model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
+python steering.py "layers=[12]" "multipliers=[4]" model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
 python steering.py --explain-config
 """
 

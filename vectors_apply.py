@@ -1,7 +1,7 @@
 """Apply saved steering vectors and answer, as hparams/Steer/vector_apply.yaml says.
 
 python vectors_apply.py
-python vectors_apply.py multipliers=[-2] generation_data_size=4
+python vectors_apply.py "multipliers=[-2]" generation_data_size=4
 """
 
 from omegaconf import DictConfig

@@ -1,7 +1,7 @@
 """Make steering vectors and save them, as hparams/Steer/vector_generate.yaml says.
 
 python vectors_generate.py
-python vectors_generate.py layers=[12,15] steer_train_dataset=refusal
+python vectors_generate.py "layers=[12,15]" steer_train_dataset=refusal
 """
 
 from omegaconf import DictConfig

@@ -55,7 +55,7 @@ Options: any key below as key=value, and
     --hydra-help          what else Hydra can do, such as completion in the shell
     STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
 Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
-here too and then hold for every method: layers=[12] multipliers=[-2]
+here too and then hold for every method: "layers=[12]" "multipliers=[-2]"
 
 {file}:
 
@@ -123,7 +123,7 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
             key = word.strip("-").partition("=")[0].replace("-", "_")
             raise ValueError(f"unknown option {word!r}: a setting is given as {key}=value")
         name = {"-cn": "--config-name", "-cp": "--config-path"}.get(word, word)
-        override = re.match(r"\+*([\w.]+)=", word)
+        override = terminal.SETTING.match(word)
         if name in chosen:
             chosen[name] = next(words, "")
         elif override and is_secret_key(override[1].split(".")[-1]):
@@ -219,11 +219,11 @@ def _message(error: BaseException) -> str:
     """What is said instead of the error's own words; empty where they will do."""
     if several := re.search(r"Ambiguous value for argument '\++([^=]+)=([^']*)'", str(error)):
         key, value = several.groups()
-        return f"{key}={value}: a list is written in brackets, {key}=[{value}]"
+        return f'{key}={value}: a list is written in brackets, "{key}=[{value}]"'
     if isinstance(error, OverrideParseException):
         argument = error.override.lstrip("+")
         return (
-            f"cannot read the argument {argument!r}: write key=value, a list as key=[1,2], "
+            f'cannot read the argument {argument!r}: write key=value, a list as "key=[1,2]", '
             "and text with commas or brackets in quotes within quotes, key=\"'a, b'\""
         )
     return ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from steer.datasets import DatasetLoader, Row, is_pair
+from steer.datasets import DatasetLoader, Row, is_pair, named_rows
 from steer.effect import (
     Effect,
     Group,
@@ -24,26 +24,27 @@ Folds = Sequence[tuple[Sequence[Intervention], Sequence[Row]]]
 
 
 def effect_on(
-    model: SteeredModel, pairs: Sequence[Row], chat: ChatFormat, controls: int = 0
+    model: SteeredModel, pairs: Sequence[Row | tuple[str, ...]], chat: ChatFormat, controls: int = 0
 ) -> Effect:
     """The effect of what is in force on `model`, on `pairs` that no vector has learnt from.
 
     Args:
         model: Steered, as `applier.model` is after `apply_vectors`.
-        pairs: Contrastive rows, with `matching`, `not_matching` and `question`.
+        pairs: Contrastive rows, with `matching`, `not_matching` and `question`, or tuples that
+            stand for them, as `generate_vectors` takes them.
         chat: How questions are put, as `applier.settings.chat`.
         controls: How many random vectors of equal norm to compare with, on the first 12 pairs.
 
     Raises:
         ValueError: No pairs, or a row that is none.
     """
-    group = Group.of(model, _not_empty(pairs), chat, model.interventions())
+    group = Group.of(model, _rows(pairs), chat, model.interventions())
     return measure_effect(model, [group], GIVEN, controls)
 
 
 def effects_on(
     model: SteeredModel,
-    pairs: Sequence[Row],
+    pairs: Sequence[Row | tuple[str, ...]],
     chat: ChatFormat,
     steerings: Sequence[Sequence[Intervention]],
 ) -> list[Effect]:
@@ -52,7 +53,7 @@ def effects_on(
     For sweeps: what all have in common, the unsteered pass too, is computed once. `steerings` are
     what `model.interventions()` gives under one setting after another.
     """
-    group = Group.of(model, _not_empty(pairs), chat, [])
+    group = Group.of(model, _rows(pairs), chat, [])
     shared, found = scorer_of(model, group.pairs), []
     for steps in tqdm(steerings, desc="measuring effects", unit="steering"):
         own = group.under(steps)
@@ -64,10 +65,10 @@ def effects_on(
     ]
 
 
-def _not_empty(pairs: Sequence[Row]) -> Sequence[Row]:
+def _rows(pairs: Sequence[Row | tuple[str, ...]]) -> list[Row]:
     if not pairs:
         raise ValueError("no pairs to measure the effect on: give rows of data that was held out")
-    return pairs
+    return named_rows({GIVEN: pairs})[GIVEN]
 
 
 @dataclass(frozen=True)

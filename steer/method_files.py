@@ -106,10 +106,16 @@ def write_method_file(folder: Path, name: str, values: Mapping[str, Any]) -> Non
 
 def paths_of(top: Mapping[str, Any], phase: str) -> list[str]:
     """The method files of a phase; of a method that is named without one, those of the project."""
-    if not top.get("methods"):
-        return top.get(PATHS[phase], [])
-    rows = [(name, pick("method", name, METHODS_CLASS_DICT)) for name in top["methods"]]
+    names = _listed(top.get("methods"))
+    if not names:
+        return _listed(top.get(PATHS[phase]))
+    rows = [(name, pick("method", name, METHODS_CLASS_DICT)) for name in names]
     return [shipped_file(name, phase) for name, row in rows if PHASES[phase] in row]
+
+
+def _listed(value: Any) -> list[str]:
+    """A list that may be written as the one name in it."""
+    return [str(value)] if isinstance(value, str | Path) else list(map(str, value or []))
 
 
 def method_names(top: Mapping[str, Any]) -> set[str]:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -54,18 +53,12 @@ def made_by(config: Any, device: torch.device, vectors_from: str) -> dict[str, A
 def _method_files(values: dict[str, Any]) -> dict[str, Any]:
     """What each method file of either phase says; one that is not there is needed by none."""
     found: dict[str, Any] = {}
-    for path in _paths(values):
+    for path in (path for phase in PATHS for path in paths_of(values, phase)):
         try:
             found[path] = read_yaml(path, "method file")
         except FileNotFoundError:
             continue
     return found
-
-
-def _paths(values: dict[str, Any]) -> Iterable[str]:
-    for phase in PATHS:
-        paths = paths_of(values, phase)
-        yield from map(str, [paths] if isinstance(paths, str | Path) else paths or [])
 
 
 @cache

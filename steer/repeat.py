@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from steer.files import find, read_json, writing
+from steer.method_files import PATHS, paths_of
 from steer.recording import FOLDERS
 from steer.results import Record, run_path
 from steer.terminal import Parser, command
@@ -72,9 +73,13 @@ def _repeated(path: Path, output: str | None) -> bool:
     # Not inside the run's folder: what reads that would read both.
     beside = path.parent.resolve()
     folder = Path(output) if output else beside.with_name(beside.name + AGAIN)
-    records, again = repeat(kept, folder, path)
+    if folder.resolve() == beside:
+        raise ValueError(
+            f"--output {output} is the folder of the run: its answers would be lost; name another"
+        )
     results = path.with_name(path.name.replace("_run.json", "_results.json"))
     before: list[Record] = read_json(results)
+    records, again = repeat(kept, folder, path)
     console = Console(highlight=False)
     rows = list(differences(kept, again))
     if rows:
@@ -134,12 +139,12 @@ def write_config(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         with writing(place) as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(made["method_files"][path])))
     config = dict(made["config"]) | {"generation_output_dir": str(folder), "resume": False}
-    for key in ("steer_train_hparam_paths", "apply_steer_hparam_paths"):
-        if config.get(key):
-            paths = [config[key]] if isinstance(config[key], str) else config[key]
-            config[key] = [str(places.get(path, path)) for path in paths]
-    folders = config.get("steer_vector_output_dirs") or []
-    count = 1 if isinstance(folders, str) else len(folders)
+    # Methods that were named stand for files of the project: as they were, not as they are.
+    listed = {key: paths_of(config, phase) for phase, key in PATHS.items()}
+    config.pop("methods", None)
+    config |= {key: [str(places.get(p, p)) for p in paths] for key, paths in listed.items()}
+    # One for each: a file that had no entry of its own would write where it says.
+    count = len(listed[PATHS["generate"]])
     config["steer_vector_output_dirs"] = [str(folder / "vectors" / str(n)) for n in range(count)]
     with writing(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config)))

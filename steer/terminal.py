@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,9 @@ FAILED, INTERRUPTED = 1, 130
 OPTIONS = {"-v": 1, "--verbose": 1, "-vv": 2, "-q": -1, "--quiet": -1}
 # Of others, each request that they make.
 NOISY = ("httpx", "httpcore", "urllib3", "filelock", "openai", "markdown_it", "matplotlib")
+
+# What changes a key of a config, and the key's name: `layers=[12]`, `+seed=7`.
+SETTING = re.compile(r"\+*([\w.]+)=")
 
 LEVELS = {-3: logging.ERROR, -2: logging.ERROR, -1: logging.WARNING, 0: logging.INFO}
 
@@ -56,6 +60,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; {self.prog} --help shows what there is")
 
+    def parse_with_settings(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options, and apart from them each KEY=VALUE, which may stand anywhere."""
+        settings = list(filter(SETTING.match, arguments))
+        return self.parse_args([word for word in arguments if word not in settings]), settings
+
     def format_help(self) -> str:
         everywhere = "".join(f"  {line}\n" for line in HOW_MUCH.splitlines())
         return f"{super().format_help()}\nall commands:\n{everywhere}"
@@ -79,7 +88,7 @@ def command(
         said: How much is said where nothing is asked, as for `start_logging`.
     """
     more, left = how_much(sys.argv[1:] if arguments is None else arguments)
-    start_logging(said + more)
+    start_logging(more if more > 0 else said + more)
     try:
         status = work(left) or 0
         sys.stdout.flush()

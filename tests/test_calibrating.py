@@ -207,6 +207,21 @@ def config(desk: Desk) -> str:
     return "gates.yaml"
 
 
+def test_settings_may_stand_anywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made: list[Any] = []
+    monkeypatch.setattr("steer.gates.__main__._make", lambda *given: made.append(given) or {})
+    words = ["--on", "a.jsonl", "--off", "b.jsonl", "--layers", "0", "1", "dtype=float32"]
+    assert main(["make", "use_chat_template=false", "my/detector", *words, "+seed=7"]) == 0
+    ((given, run),) = made
+    assert (given.folder, given.layers) == ("my/detector", [0, 1])
+    settings = run.settings
+    assert (settings.dtype, settings.use_chat_template, settings.seed) == ("float32", False, 7)
+    assert main(["make", "my/detector", *words, "--sed", "7"]) == 1
+    assert "unrecognized arguments: --sed 7" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_line(desk: Desk, capsys: pytest.CaptureFixture[str]):
     given = ["calibrate", str(desk.folder), "--config", config(desk)]
     assert main(given) == 1

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import slow_but
-from tiny import byte_tokenizer, hooks_on, ids_of, kept
+from tiny import byte_tokenizer, hooks_on, ids_of, kept, steered, tiny_config
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steer.engines.compiled import check_followed
+from steer.engines.vllm_sampling import check_known
 from steer.models import (
     FROM_PROMPT_END,
     GENERATED,
@@ -27,6 +29,7 @@ from steer.models import (
 )
 from steer.models.column_cache import FEWEST_SPARE
 from steer.models.continuous import ContinuousDecoder
+from steer.models.generation import settings_of
 from steer.models.request import Manner, Request, can_refill, request_of
 from steer.models.tally import Tally
 
@@ -420,6 +423,18 @@ def test_parameters_that_cannot_be_followed_use_fixed_batches(
     request = Request(0, PROMPTS[0], 4, manner(model))
     found = answers_of(batches)[0]
     assert found == alone(model, request, **params)
+
+
+def test_the_old_cache_that_gemmas_own_file_asks_for_is_followed_by_all():
+    model = steered(tiny_config("gemma2"))
+    model.model.generation_config.cache_implementation = "hybrid"
+    request = request_of(model, 0, PROMPTS[1], NEVER | {"max_new_tokens": 4})
+    assert drain(ContinuousDecoder(model, 2), [request]) == {0: alone(model, request)}
+    config, _ = settings_of(model, [], {})
+    check_known(config)
+    check_followed(config)
+    with pytest.raises(ValueError, match=r"^cache_implementation: not possible where rows take"):
+        request_of(model, 0, [1], {"cache_implementation": "hybrid"})
 
 
 def test_a_request_is_for_one_row(model: SteeredModel):

@@ -472,6 +472,8 @@ def test_json_has_the_counts_and_every_result(bench: Bench, capsys: pytest.Captu
 def test_a_setting_that_is_none_ends_it_with_2(bench: Bench, capsys: pytest.CaptureFixture[str]):
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+    assert run(bench, "layres=[1]") == 2
+    assert "no check was made" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.CaptureFixture[str]):
@@ -480,7 +482,7 @@ def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.Capture
     torch.save(bench.vector(), folder / "layer_1.pt")
     assert run(bench, "multipliers=[0.3]", "--vectors", str(folder)) == 0
     printed = capsys.readouterr().out
-    assert "metadata.json says nothing about layer_1.pt" in printed
+    assert "which model layer_1.pt is for is not known" in printed
     assert "ok        dose" in printed
 
 
@@ -495,6 +497,8 @@ def test_a_file_of_another_tool_is_examined(
     printed = capsys.readouterr().out
     assert "failure   dose" in printed
     assert "ok        vector files" in printed
+    # A .gguf file does not say it, and a safetensors file of this project does.
+    assert ("is for is not known" in printed) == (ending == ".gguf")
 
 
 @pytest.mark.slow

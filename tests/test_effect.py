@@ -200,6 +200,14 @@ def test_many_steerings_have_the_effects_that_each_has_alone(model: SteeredModel
         effects_on(model, [], ChatFormat(), steerings)
 
 
+def test_tuples_are_judged_as_the_rows_they_stand_for(model: SteeredModel):
+    steps, tuples = [EditLayer(2, Add(VECTOR))], [("ab", "x", "yz")]
+    model.steer("caa", steps)
+    expected = effect_on(model, [ROW], ChatFormat())
+    assert effect_on(model, tuples, ChatFormat()) == expected
+    assert effects_on(model, tuples, ChatFormat(), [steps])[0].mean == expected.mean != 0
+
+
 # ---- pairs ----
 
 ROW = {"question": "ab", "matching": "x", "not_matching": "yz"}

@@ -9,7 +9,8 @@ from conftest import slow_but
 from desk import Desk, pair
 
 from steer import BaseVectorApplier
-from steer.repeat import main
+from steer.repeat import main, write_config
+from steer.settings import Run
 
 
 def kept(desk: Desk) -> dict[str, Any]:
@@ -112,3 +113,27 @@ def test_what_cannot_be_repeated_says_why(desk: Desk, capsys: pytest.CaptureFixt
     del old["made_by"]
     desk.write("out/answers/mine_run.json", json.dumps(old))
     assert "of a version that did not keep" in repeated(desk, capsys)[1]
+
+
+def test_a_run_is_not_written_over(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    desk.write("out/answers/mine_run.json", "{}")
+    for own in ("out/answers", "out/../out/answers"):
+        status, said = repeated(desk, capsys, "--output", own)
+        assert (status, "is the folder of the run: its answers would be lost" in said) == (2, True)
+
+
+@pytest.mark.parametrize("named", [["caa"], "caa"], ids=str)
+def test_kept_method_files_are_those_of_the_run_and_old_vectors_are_left(
+    tmp_path: Path, named: str | list[str]
+):
+    path = "hparams/Steer/caa_hparams/caa.yaml"
+    halves = {"generate": {"steer_vector_output_dir": "precious"}, "apply": {"multipliers": [9]}}
+    kept = {path: {"alg_name": "caa", "layers": [7]} | halves}
+    for given in (
+        {"methods": named},
+        {"steer_train_hparam_paths": path, "apply_steer_hparam_paths": [path]},
+    ):
+        config = write_config({"config": given, "method_files": kept}, tmp_path)
+        made = Run.of(config, "generate").methods["caa"]
+        assert (made.half.layers, made.output_dir) == ([7], str(tmp_path / "vectors/0"))
+        assert Run.of(config, "apply").methods["caa"].half.multipliers == [9]

@@ -164,7 +164,7 @@ ERRORS = [
         "command line: layers must be a list of whole numbers or null: got 12; one alone is "
         "written layers=[12]",
     ),
-    ({"multipliers": "2,3"}, "multipliers=2,3: a list is written in brackets, multipliers=[2,3]"),
+    ({"multipliers": "2,3"}, 'multipliers=2,3: a list is written in brackets, "multipliers=[2,3]"'),
     (
         {"steer_train_dataset": "out.txt"},
         "unknown train data set of hparams/Steer/dataset_format.yaml 'out.txt' (allowed: mine)",
@@ -175,7 +175,7 @@ ERRORS = [
     ),
     (
         {"layers": "[1"},
-        "cannot read the argument 'layers=[1': write key=value, a list as key=[1,2]",
+        "cannot read the argument 'layers=[1': write key=value, a list as \"key=[1,2]\"",
     ),
     ({"model_name_or_path": "./gone"}, "no model folder at ./gone"),
     ({"api_key": "sk-1"}, "api_key: keys and tokens come from the environment only"),

@@ -1,13 +1,17 @@
 """The parts of a search, each against what is known beforehand."""
 
 import random
-from dataclasses import replace
+import shlex
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from tiny import ids_of
 
-from steer.methods.activation_addition import AddVectors
+from steer.build import read_yaml
+from steer.methods.activation_addition import AddSTAVectors, AddVectors
 from steer.models import EditLayer, SteeredModel
 from steer.passages import Passage, passage_means, remembered_readings
 from steer.search.budget import Budget
@@ -15,9 +19,11 @@ from steer.search.candidates import Candidate, Workshop, coarse_to_fine, evenly_
 from steer.search.choosing import choose
 from steer.search.damage import Damage
 from steer.search.halving import Rung, Tried, affordable, halve, rungs
+from steer.search.page import CONFIG
 from steer.search.settings import TRAINABLE, Limits, SearchSettings
 from steer.search.shifts import first_difference
 from steer.search.splitting import shuffled, split
+from steer.search.wording import commands
 
 
 def pairs(number: int, start: int = 0):
@@ -97,6 +103,8 @@ def test_the_keys_of_a_search_are_checked():
         settings(dosis=[0.1])
     with pytest.raises(ValueError, match=r"doses must be numbers above 0: got \[0.1, -0.1\]"):
         settings(doses=[0.1, -0.1])
+    with pytest.raises(ValueError, match=r"gate must be left out of a search.*got my/detector"):
+        settings(gate="my/detector")
     with pytest.raises(ValueError, match="budget_minutes must be above 0"):
         settings(budget_minutes=0)
 
@@ -121,6 +129,15 @@ def test_what_adds_no_vector_is_scaled_from_what_its_file_says(model: SteeredMod
     assert workshop.values(Candidate("lm_steer", None, 0.5))["steer_values"] == [1.5, 0.0]
     values = workshop.values(Candidate("ablate", 2, 2.0))
     assert values == {"positions": "all", "layers": [2], "direction_layer": 2, "amount": 1.0}
+
+
+def test_what_is_written_for_applying_is_the_setting_that_was_tried(model: SteeredModel):
+    given = settings(methods=["caa"], operation="add_keeping_norm", multiple_choice=True)
+    values = Workshop(given, "mine", model, [0, 2]).values(Candidate("caa", 2, 0.3))
+    assert AddVectors(**values).operation == "add_keeping_norm"
+    sta = Workshop(settings(methods=["sta"], trims=[0.9]), "mine", model, [2])
+    applied = AddSTAVectors(**sta.values(Candidate("sta", 2, 0.3)))
+    assert applied.names() == ["layer_2_act_and_freq_trim0.9"]
 
 
 def test_the_grid_begins_coarse_and_has_every_setting_once(model: SteeredModel):
@@ -312,6 +329,53 @@ def test_each_limit_is_named_where_it_is_broken():
         "refusal of harmless prompts",
     ]
     assert Damage(0.3, 1.5, 0.1, 0.1, 8, 4).over(Limits()) == []
+
+
+# ---- what to type ----
+
+
+def typed(command: str) -> tuple[str, dict[str, Any]]:
+    """A program, and its arguments as Hydra reads them."""
+    words = shlex.split(command)
+    given = [word for word in words if "=" in word]
+    read = OverridesParser.create().parse_overrides(given)
+    return " ".join(words[: len(words) - len(given)]), {
+        one.key_or_group: one.value() for one in read
+    }
+
+
+def test_what_to_type_means_the_same_settings():
+    usual = read_yaml(CONFIG, "config")
+    own = {
+        "steer_train_dataset": ["my pairs.jsonl"],
+        "train_fields": {"question": "what is asked", "matching": ["yes", "ja"]},
+        "system_prompt": 'You are brief, "kind" = [good].',
+        "use_chat_template": False,
+        "enable_thinking": False,
+        "revision": "v1.0",
+        "batch_size": "4",
+        "verdict_dataset": "~/held out, é.jsonl",
+        "doses": [0.1, 0.2],
+        "operation": "add_keeping_norm",
+    }
+    given = SearchSettings.of(usual | own)[0]
+    finding = {
+        "settings": asdict(given),
+        "source": "my pairs.jsonl",
+        "folder": "my search/vectors",
+        "pick": {"method": "caa"},
+    }
+    again, answer = (typed(command) for _, command in commands(finding, usual))
+    assert again[0] == "python -m steer.search"
+    assert again[1].keys() == own.keys()
+    assert SearchSettings.of(usual | again[1])[0] == given
+    assert answer[0] == "python vectors_apply.py"
+    chat = ("system_prompt", "use_chat_template", "enable_thinking", "revision")
+    assert answer[1] == {key: own[key] for key in chat} | {
+        "model_name_or_path": "SmolLM2-135M-Instruct",
+        "apply_steer_hparam_paths": ["my search/vectors/apply_caa.yaml"],
+        "steer_vector_load_dir": ["my search/vectors"],
+    }
 
 
 def test_the_first_token_that_differs():

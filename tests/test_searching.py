@@ -113,6 +113,17 @@ def test_what_was_learnt_is_learnt_from_both_parts_and_says_so(found):
 
 
 @pytest.mark.slow
+def test_a_later_search_leaves_the_verdict_on_other_vectors(tiny, tmp_path: Path):
+    one, other = (search(settings(tmp_path, layers=[n], doses=[0.5]), data(), tiny) for n in (0, 1))
+    assert one["folder"] == other["folder"]
+    entries = read_metadata(one["folder"])["vectors"]
+    assert entries["layer_0"]["recommended"] == one["pick"]["values"]
+    assert entries["layer_1"]["recommended"] == other["pick"]["values"]
+    assert one["verdict"] != other["verdict"] == entries["layer_1"]["verdict"]
+    assert entries["layer_0"]["verdict"] == one["verdict"]
+
+
+@pytest.mark.slow
 def test_the_folder_steers_as_the_search_did(found, tiny):
     result, _ = found
     pick, folder = result["pick"], result["folder"]
@@ -216,6 +227,14 @@ def test_where_no_setting_is_within_the_limits_nothing_is_written(tiny, tmp_path
     assert not (tmp_path / "mine" / "vectors").exists()
     page = write_page(result, tmp_path / "mine").read_text(encoding="utf-8")
     assert "No setting works" in page
+
+
+def test_a_search_without_prompts_to_answer_is_refused(tiny, tmp_path: Path):
+    rows = [{key: row[key] for key in ("matching", "not_matching")} for row in pairs(40)]
+    unasked = Data.of(settings(tmp_path), "mine", "mine", rows)
+    with pytest.raises(ValueError, match=r"mine: no prompts to answer.*give generation_data"):
+        search(settings(tmp_path), unasked, tiny)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the report ----

@@ -8,10 +8,25 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import MODEL, VECTORS, Served, chat_ids, ids_of_text, serving, text_of, truth, until
+from serving import (
+    MODEL,
+    VECTORS,
+    Served,
+    chat_ids,
+    ids_of_text,
+    serving,
+    text_of,
+    truth,
+    until,
+    write_vectors,
+)
+from tiny import kept
 
 from steer.models.continuous import ContinuousDecoder
 from steer.serve.engine import Engine
+from steer.serve.errors import Refusal
+from steer.serve.registry import Registry
+from steer.serve.settings import ServeSettings
 
 HELLO: Any = [{"role": "user", "content": "Hello there"}]
 PROMPT = chat_ids("Hello there")
@@ -143,6 +158,22 @@ def test_a_vector_that_is_unloaded_steers_those_who_use_it_to_their_end(served: 
     client.post("/steering/vectors", body={"name": "warm"}, cast_to=object)
     assert "warm" in [one["id"] for one in listing(served)["data"]]
     chat(served, "warm")
+
+
+def test_without_names_all_vectors_that_fit_are_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    wrong = {"deep": {7: torch.ones(16)}, "wide": {1: torch.ones(8)}}
+    folder = str(write_vectors(tmp_path, VECTORS | wrong))
+    registry = Registry(ServeSettings(vector_dir=folder), kept("llama"))
+    with caplog.at_level("INFO"):
+        registry.load_first()
+    assert sorted(registry.loaded) == sorted(VECTORS)
+    for name in wrong:
+        assert f"{name} is not loaded: " in caplog.text
+    named = Registry(ServeSettings(vector_dir=folder, vectors=["warm", "wide"]), kept("llama"))
+    with pytest.raises(Refusal, match="its shape is"):
+        named.load_first()
 
 
 def listing(served: Served) -> dict[str, Any]:

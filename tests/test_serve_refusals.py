@@ -16,7 +16,9 @@ import pytest
 import torch
 from serving import KEY, MODEL, Served, serving, until
 
+from steer.models import SteeredModel
 from steer.models.continuous import ContinuousDecoder
+from steer.serve.decoders import engine_of
 from steer.serve.keys import Keys
 from steer.serve.settings import ServeSettings
 
@@ -78,6 +80,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (body(messages=[{"role": "system", "content": "x"}]), "messages"),
     (body(messages=[{"role": "user", "content": "x" * 60}]), "messages"),
     (body(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
+    (body(messages=[{"role": "user", "content": "x", "name": "Ann"}]), "messages.0.name"),
     (
         body(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
         "messages.0.content.0.type",
@@ -304,11 +307,21 @@ def test_a_server_for_this_machine_may_do_without(
         ({"api_key": "secret"}, "environment only"),
         ({"engine": "tpu"}, "unknown engine 'tpu'"),
         ({"vllm_data_parallel_size": 2}, "start a server for each"),
+        ({"compile": True}, "compile must be false: "),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(given: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=said):
         ServeSettings.of({"vector_dir": "vectors"} | given)
+
+
+def test_a_model_whose_own_settings_cannot_be_followed_is_not_served(model: SteeredModel):
+    model.model.generation_config.num_beams = 4
+    settings = ServeSettings(vector_dir="vectors", device="cpu")
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json sets num_beams, which no answer"
+    ):
+        engine_of(settings, model)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -19,10 +19,14 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 
-VECTORS = ["sentiment/caa_vector", "refusal/caa_vector"]
+# Of the layers 15, 15 and 18.
+VECTORS = [
+    f"{kind}/{EMBEDDED}/{name}/caa_vector"
+    for kind, name in (("examples", "sentiment"), ("examples", "refusal"), ("library", "sentiment"))
+]
 GIVEN: dict[str, Any] = {
     "model_name_or_path": EMBEDDED,
-    "vector_dir": f"vectors/examples/{EMBEDDED}",
+    "vector_dir": "vectors",
     "vectors": VECTORS,
 }
 SPECS: list[Any] = [
@@ -33,6 +37,8 @@ SPECS: list[Any] = [
     {"vectors": [{"name": VECTORS[0], "strength": 2}, {"name": VECTORS[1], "strength": -1}]},
     {"vectors": [{"name": VECTORS[0], "strength": 2, "operation": "add_keeping_norm"}]},
     {"vectors": [{"name": VECTORS[0], "operation": "project_out", "positions": "prompt"}]},
+    # Beside the others at a layer that they leave alone.
+    {"vectors": [{"name": VECTORS[2], "strength": -2}]},
 ]
 TEXTS = ["Share your view of the concert in the park.", "What can you say about the new bus line?"]
 

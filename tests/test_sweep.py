@@ -14,6 +14,7 @@ from steer.models import (
     Add,
     EditLayer,
     EditPrompt,
+    Gate,
     ProjectOut,
     SteeredModel,
 )
@@ -144,6 +145,9 @@ def test_what_cannot_be_swept_is_refused(model: SteeredModel):
     sweep = Sweep(model, prompts(0), ANSWERS)
     with pytest.raises(ValueError, match="steering prompts change the text"):
         sweep.run([[EditPrompt("Be kind.")]], log_likelihood)
+    gate = Gate(0, VECTOR, 0.0, "token")
+    with pytest.raises(ValueError, match="a sweep steers every text: it knows no gates"):
+        sweep.run([[EditLayer(1, Add(VECTOR), gate=gate)]], log_likelihood)
     with pytest.raises(ValueError, match="steering is given for 5 rows, there are 1"):
         sweep.run([[EditLayer(1, Add(VECTOR.expand(5, -1)))]], log_likelihood)
 

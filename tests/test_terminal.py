@@ -32,15 +32,19 @@ def test_how_much_is_said_may_stand_anywhere(given: list[str], more: int, left: 
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, unasked, said",
     [
-        ([], ["should know", "a warning", "other's warning"]),
-        (["-q"], ["a warning", "other's warning"]),
-        (["-v"], ["a step", "should know", "a warning", "other's warning"]),
-        (["-vv"], ["a step", "should know", "a warning", "other's step", "other's warning"]),
+        ([], 0, ["should know", "a warning", "other's warning"]),
+        (["-q"], 0, ["a warning", "other's warning"]),
+        (["-v"], 0, ["a step", "should know", "a warning", "other's warning"]),
+        (["-vv"], 0, ["a step", "should know", "a warning", "other's step", "other's warning"]),
+        ([], -2, ["other's warning"]),
+        (["-v"], -2, ["a step", "should know", "a warning", "other's warning"]),
     ],
 )
-def test_what_is_said(options: list[str], said: list[str], capsys: pytest.CaptureFixture[str]):
+def test_what_is_said(
+    options: list[str], unasked: int, said: list[str], capsys: pytest.CaptureFixture[str]
+):
     def work(_: list[str]) -> None:
         ours, others = logging.getLogger("steer.some"), logging.getLogger("httpx")
         ours.debug("a step")
@@ -49,7 +53,7 @@ def test_what_is_said(options: list[str], said: list[str], capsys: pytest.Captur
         others.info("other's step")
         others.warning("other's warning")
 
-    assert command(work, options) == 0
+    assert command(work, options, said=unasked) == 0
     assert capsys.readouterr().err.splitlines() == said
 
 

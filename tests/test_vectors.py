@@ -27,6 +27,7 @@ from steer import BaseVectorApplier, BaseVectorGenerator
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, weight_fingerprint
 from steer.vectors import (
+    annotate,
     export_gguf,
     export_safetensors,
     import_gguf,
@@ -254,6 +255,15 @@ def test_a_layer_made_anew_takes_the_place_of_the_old_one_alone(trained: Trained
 
 
 @pytest.mark.slow
+def test_what_is_added_to_one_entry_leaves_the_others(tmp_path: Path):
+    save_vectors(tmp_path, {"layer_1": torch.ones(4), "layer_2": torch.ones(4)}, {})
+    annotate(tmp_path, {"hub": "there"})
+    annotate(tmp_path, {"verdict": "works"}, ["layer_2"])
+    entries = read_metadata(tmp_path)["vectors"]
+    added = [{key: one.get(key) for key in ("hub", "verdict")} for one in entries.values()]
+    assert added == [{"hub": "there", "verdict": None}, {"hub": "there", "verdict": "works"}]
+
+
 def test_threads_that_write_one_folder_at_once_lose_nothing(tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: saved(tmp_path, [n]), range(16)))
@@ -618,11 +628,13 @@ def test_a_control_vector_holds_what_llama_cpp_and_repeng_read(tmp_path: Path):
         assert tensor.data.tobytes() == vectors[name].numpy().tobytes()
 
 
-def test_a_control_vector_comes_back_bit_for_bit(tmp_path: Path):
+def test_a_control_vector_comes_back_bit_for_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     vectors = saved(tmp_path / "a", model_type="llama")
     export_gguf(tmp_path / "a", tmp_path / "v.gguf")
     assert import_gguf(tmp_path / "v.gguf", tmp_path / "b") == ["layer_1", "layer_2"]
-    assert_same(load_vectors(tmp_path / "b", list(vectors), model=FACTS), vectors)
+    with caplog.at_level("INFO"):
+        assert_same(load_vectors(tmp_path / "b", list(vectors), model=FACTS), vectors)
+    assert "which model layer_1, layer_2 is for is not known, and not checked" in caplog.text
     entry = entries_of(tmp_path / "b")["layer_2"]
     assert (entry["layer"], entry["model_hint"]) == (2, "llama")
 

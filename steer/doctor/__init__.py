@@ -19,8 +19,9 @@ from steer.doctor.patient import Patient
 from steer.models import SteeredModel
 from steer.settings import Run
 
-__all__ = ["CHECKS", "Check", "Result", "diagnose", "examine"]
+__all__ = ["CHECKS", "SETTINGS", "Check", "Result", "diagnose", "examine"]
 
+# What a config that cannot be read is found by, in place of every check.
 SETTINGS = "settings"
 NOTHING, MODEL, STEPS = 0, 1, 2
 

@@ -1,7 +1,7 @@
 """Why does nothing happen? Check a steering set-up, and say how to mend it.
 
 python -m steer.doctor
-python -m steer.doctor --config hparams/Steer/vector_apply.yaml layers=[12] multipliers=[-2]
+python -m steer.doctor --config hparams/Steer/vector_apply.yaml "layers=[12]" "multipliers=[-2]"
 python -m steer.doctor --vectors my/vectors other/control_vector.gguf
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from transformers.utils.logging import disable_progress_bar
 
 from steer.build import read_config
-from steer.doctor import Result, diagnose, examine
+from steer.doctor import SETTINGS, Result, diagnose, examine
 from steer.doctor.folders import run_of
 from steer.secrets import redacted
 from steer.terminal import Parser, command
@@ -38,17 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    # Overrides may stand anywhere, and argparse takes such words at one place only.
-    options, overrides = _parser().parse_known_args(arguments)
+    options, overrides = _parser().parse_with_settings(arguments)
     disable_progress_bar()
     start = time.monotonic()
     results = _examined(options, overrides)
     seconds = time.monotonic() - start
     (_print_json if options.json else _print)(results, seconds)
+    if [one.check for one in results] == [SETTINGS]:
+        return FAILED
     return SICK if any(one.level == "failure" for one in results) else HEALTHY
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m steer.doctor",
         description="Check a steering set-up: what is wrong, and how to mend it.",
@@ -65,15 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _examined(options: argparse.Namespace, overrides: Sequence[str]) -> list[Result]:
-    # An override may come behind --vectors too.
-    paths = [path for path in options.vectors or [] if "=" not in path]
-    given = [*overrides, *[word for word in options.vectors or [] if "=" in word]]
-    cfg = read_config(options.config, given)
-    if not paths:
+    cfg = read_config(options.config, overrides)
+    if not options.vectors:
         return diagnose(cfg)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        return examine(run_of(cfg, paths, scratch))
+        return examine(run_of(cfg, options.vectors, scratch))
 
 
 def _print_json(results: Sequence[Result], seconds: float) -> None:

@@ -88,7 +88,7 @@ def _cosines(changes: Mapping[str, Change]) -> Iterator[Result]:
             elif cosine <= AGAINST:
                 yield warning(
                     f"{found}: they take each other back",
-                    "move one to another layer, or merge them with TIES: methods=[merge_vector]",
+                    'move one to another layer, or merge them with TIES: "methods=[merge_vector]"',
                 )
             else:
                 yield ok(found)

@@ -95,11 +95,11 @@ def fit(patient: Patient) -> Iterator[Result]:
         if problem is not None:
             bad = True
             yield problem
-    unknown = [one.path.name for one in patient.stored if one.entry is None]
+    unknown = [one.path.name for one in patient.stored if not (one.entry or {}).get("model")]
     if unknown:
         yield warning(
-            f"metadata.json says nothing about {', '.join(unknown)}, as of EasyEdit2 or another "
-            "tool: which model, template and data they are of cannot be checked",
+            f"which model {', '.join(unknown)} is for is not known, as of EasyEdit2 or another "
+            "tool: model, template and data cannot be checked",
             "see the tool's own notes; its layer n may be hidden state n, which is block n - 1",
         )
     elif not bad:

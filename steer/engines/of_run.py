@@ -92,11 +92,11 @@ class EngineOfRun:
 
     def _vllm(self, layout: Layout) -> VLLMEngine | Replicas:
         self._make_room()
-        path, _ = self.source.place()
+        path, read = self.source.place()
         dtype = str(self.model.model.dtype).removeprefix("torch.")
 
         def start() -> VLLMEngine:
-            return VLLMEngine(self.model, str(path), dtype, layout, self.options)
+            return VLLMEngine(self.model, str(path), dtype, layout, self.options, read)
 
         number = self.options.vllm_data_parallel_size
         return start() if number == 1 else Replicas(start, number, self.options.gpus)

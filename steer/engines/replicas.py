@@ -31,11 +31,19 @@ class Replicas:
         start: Makes one.
         number: Of engines.
         gpus: That each of them takes.
+
+    Raises:
+        ValueError: There are fewer.
     """
 
     def __init__(self, start: Callable[[], VLLMEngine], number: int, gpus: int) -> None:
         self.engines: list[VLLMEngine] = []
         there = _gpus()
+        if there and len(there) < number * gpus:
+            raise ValueError(
+                f"vllm_data_parallel_size: {number} engines of {gpus} GPUs takes {number * gpus}, "
+                f"there are {len(there)}: set it lower"
+            )
         try:
             for first in range(0, number * gpus, gpus):
                 with _seeing(there[first : first + gpus]):
@@ -126,9 +134,9 @@ def _of(values: Sequence[V], rows: Sequence[int]) -> list[V]:
 
 def _gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    given = os.environ.get(VISIBLE)
-    every = range(torch.cuda.device_count())
-    return [str(number) for number in every] if given is None else given.split(",")
+    given, count = os.environ.get(VISIBLE), torch.cuda.device_count()
+    # What names none, or one that is not there, hides itself and those behind it.
+    return [str(n) for n in range(count)] if given is None else given.split(",")[:count]
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class VLLMEngine:
         dtype: Of the weights there.
         layout: What can be steered, see `layout_of`; graphs are made for it.
         options: How vLLM is started.
+        read: How the weights are read, as `ModelSource.place` has it.
 
     Attributes:
         passes: By place, how many that steered a token have been counted, whatever the recipe.
@@ -58,13 +59,14 @@ class VLLMEngine:
         dtype: str,
         layout: Layout,
         options: EngineOptions,
+        read: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.layout, self.options = model, layout, options
         self.room = Room(options.vllm_slots - 1)
         self.passes: Counter[Place] = Counter()
         self._counted: dict[Place, CountedTally] = {}
         self._numbers = itertools.count()
-        self.llm = start_vllm(path, dtype, self.layout, options)
+        self.llm = start_vllm(path, dtype, self.layout, options, read or {})
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether the engine was started with what `recipe` needs."""

@@ -124,8 +124,11 @@ class VLLMRequests:
         # vLLM knows nothing of stop strings; that it has ended others itself is no error.
         self.engine.llm.llm_engine.abort_request([number for number, _ in over])
         for name in {one.name for _, one in over if one.name is not None}:
+            done = self._done[name]
             for place, counts in self.engine.collect([name]).items():
-                self._done[name][place].add(counts)
+                # Passes come of all places: what others steer is none of this recipe's.
+                if place in done:
+                    done[place].add(counts)
         for number, one in over:
             del self.running[number]
             self.engine.release(one.name)

@@ -1,6 +1,7 @@
 """How vLLM is started, so that it can steer."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from steer.engines.options import EngineOptions
@@ -19,7 +20,9 @@ ENVIRONMENT = {
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def start_vllm(path: str, dtype: str, layout: Layout, options: EngineOptions) -> Any:
+def start_vllm(
+    path: str, dtype: str, layout: Layout, options: EngineOptions, read: Mapping[str, Any]
+) -> Any:
     """A vLLM of the weights at `path` whose workers can do what `layout` says.
 
     Raises:
@@ -47,5 +50,5 @@ def start_vllm(path: str, dtype: str, layout: Layout, options: EngineOptions) ->
         worker_cls=WORKER,
         additional_config={CONFIG: steering},
         use_tqdm_on_load=False,
-        **options.engine_args(),
+        **{**read, "tokenizer_revision": read.get("revision"), **options.engine_args()},
     )

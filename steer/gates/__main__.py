@@ -32,15 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    # Overrides may stand anywhere, and argparse takes such words at one place only.
-    given, overrides = _parser().parse_known_args(arguments)
+    given, overrides = _parser().parse_with_settings(arguments)
     # Its model and how text is put count; what it would steer by does not.
     cfg = read_config(given.config, overrides)
     run = Run.of({k: v for k, v in cfg.items() if k not in LISTS}, "apply")
     _show(given.run(given, run), given.folder)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m steer.gates",
         description="Detectors for conditional steering.",

@@ -75,6 +75,9 @@ def generation_config(base: GenerationConfig | None, params: dict[str, Any]) -> 
             not understand, or a `FIXED` one.
     """
     config = deepcopy(base) if base is not None else GenerationConfig()
+    if config.cache_implementation == "hybrid":
+        # Files of Gemma's say so; transformers has had no such cache since, and drops it as well.
+        config.cache_implementation = None
     known = [name for name in config.to_dict() if not name.startswith("_")]
     for name, value in params.items():
         _check_parameter(name, value, known)

@@ -1,7 +1,7 @@
 """Search for the layer, strength and method that steer best, and say whether it is real.
 
 python -m steer.search
-python -m steer.search steer_train_dataset=my_pairs.jsonl budget_minutes=5 methods=[caa]
+python -m steer.search steer_train_dataset=my_pairs.jsonl budget_minutes=5 "methods=[caa]"
 python -m steer.search bake_off=true
 """
 
@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
 
     console = Console()
     for part in run(cfg):
-        console.print(part)
+        # Paths and commands are to be copied: they stay in one line.
+        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class Workshop:
         """What the candidate's method file for applying says, where it differs from the shipped."""
         half = self.appliers[candidate.method]
         names = {f.name for f in fields(half)}  # type: ignore[arg-type]
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {n: getattr(half, n) for n in self.settings.more if n in names}
         if "positions" in names:
             found["positions"] = candidate.positions
         if candidate.layer is not None:

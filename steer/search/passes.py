@@ -82,7 +82,7 @@ class Sweep:
         """The figure of each answer: [1 + settings, rows], float32; first the unsteered model's.
 
         Raises:
-            ValueError: Steering prompts, which change the text; or steering for several rows.
+            ValueError: Steering prompts, which change the text; gates; steering for several rows.
         """
         edits = [_edits(setting) for setting in settings]
         parts = self._parts(edits)
@@ -153,7 +153,14 @@ def _edits(setting: Setting) -> list[EditTensor]:
     if any(isinstance(step, EditPrompt) for step in setting):
         raise ValueError("a sweep is over edits of activations: steering prompts change the text")
     check_rows(setting, 1)
-    return [step for step in setting if isinstance(step, EditTensor) and not step.is_idle()]
+    edits = [step for step in setting if isinstance(step, EditTensor) and not step.is_idle()]
+    # A gate reads blocks, and whole prompts, that are computed once for all settings.
+    if any(edit.gate for edit in edits):
+        raise ValueError(
+            "a sweep steers every text: it knows no gates; leave them out, or score with "
+            "steer.likelihood.AnswerScorer"
+        )
+    return edits
 
 
 def _spares_prefix(edit: EditTensor) -> bool:

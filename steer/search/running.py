@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from steer.datasets import DatasetLoader
 from steer.search.bake_off import bake_off, bake_off_parts, write_bake_off_page
@@ -44,4 +43,4 @@ def run(cfg: Any) -> Iterator[RenderableType]:
             paths = [write_page(finding, folder)]
             paths += [Path(finding["folder"])] if finding["folder"] else []
         for path in paths:
-            yield Text(f"written: {path}", overflow="fold")
+            yield f"written: {path}"

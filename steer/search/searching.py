@@ -90,6 +90,11 @@ def search(settings: SearchSettings, data: Data, model: SteeredModel) -> dict[st
     Raises:
         ValueError: Data or settings that cannot be searched.
     """
+    if not data.inputs:
+        raise ValueError(
+            f"{data.name}: no prompts to answer, and what steering costs is measured in answers: "
+            "give generation_data, or pairs with a question"
+        )
     folder = Path(settings.output_dir, data.name).expanduser()
     about = _about(settings, data, model)
     if settings.resume and (done := _finished(folder, about)) is not None:
@@ -216,7 +221,7 @@ class _Search:
         shown = self._priced(verdict, pick, setting, judge, sizes) if verdict.works else []
         self.budget.note("price")
         values = self.workshop.values(pick)
-        annotate(place, {"recommended": values, "verdict": asdict(verdict)})
+        annotate(place, {"recommended": values, "verdict": asdict(verdict)}, vectors.about)
         write_method_file(place, pick.method, values)
         return Found(tried, finalists, chosen, verdict, shown, str(place))
 

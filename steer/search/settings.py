@@ -95,6 +95,8 @@ class SearchSettings(ModelAndChat, Limits):
             check_value(name, value, "a list of one or more", value is None or bool(value))
         check_value("doses", self.doses, "numbers above 0", all(dose > 0 for dose in self.doses))
         check_value("layers", self.layers, "null or one or more", self.layers != [])
+        gate, wanted = self.more.get("gate"), "left out of a search: give it to vectors_apply.py"
+        check_value("gate", gate, wanted, gate is None)
         check_value("budget_minutes", self.budget_minutes, "above 0", self.budget_minutes > 0)
         some = self.budget_tokens is None or self.budget_tokens > 0
         check_value("budget_tokens", self.budget_tokens, "null or above 0", some)

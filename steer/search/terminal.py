@@ -33,7 +33,7 @@ def parts(finding: Mapping[str, Any]) -> Iterator[RenderableType]:
     for example in finding["examples"]:
         yield _example(example)
     for what, command in wording.commands(finding, read_yaml(CONFIG, "config")):
-        yield Text(f"{what} {command}")
+        yield f"{what} {command}"
 
 
 def _heat_map(finding: Mapping[str, Any]) -> Table:

@@ -1,8 +1,16 @@
 """What a finding says, in words and numbers, for a page and for a terminal alike."""
 
+import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from steer.method_files import field_names
+from steer.models.load import ModelAndChat
+from steer.search.settings import SearchSettings
 
 Finding = Mapping[str, Any]
 # How much likelier a token must become to be drawn at full strength, in nats.
@@ -12,6 +20,8 @@ VISIBLE = 0.05
 # Keys that decide nothing of a search.
 UNSAID = ("device", "resume")
 PROGRAM = "python -m steer.search"
+# Text that Hydra reads without quotes.
+PLAIN = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def title(finding: Finding) -> str:
@@ -132,16 +142,18 @@ def commands(finding: Finding, defaults: Mapping[str, Any]) -> list[tuple[str, s
         finding: As above.
         defaults: Key -> what the shipped config says.
     """
-    given = finding["settings"]
-    changed = {k: v for k, v in given.items() if k in defaults and v != defaults[k]}
-    changed = {"steer_train_dataset": "", **changed, **given["more"]}
-    changed = {k: v for k, v in changed.items() if k not in UNSAID}
-    changed["steer_train_dataset"] = finding["source"]
-    found = [("Search again:", _typed(PROGRAM, changed))]
+    given = dict(finding["settings"])
+    more, usual = given.pop("more"), asdict(SearchSettings.of(defaults)[0])
+    changed = {k: v for k, v in given.items() if k not in UNSAID and v != usual[k]}
+    again = {"steer_train_dataset": "", **changed, **more}
+    again["steer_train_dataset"] = finding["source"]
+    found = [("Search again:", _typed(PROGRAM, again))]
     if finding["folder"] is not None:
         folder = finding["folder"]
         use = {
             "model_name_or_path": given["model_name_or_path"],
+            # Another model or prompt is not what was judged.
+            **{k: v for k, v in changed.items() if k in field_names(ModelAndChat)},
             "apply_steer_hparam_paths": [f"{folder}/apply_{finding['pick']['method']}.yaml"],
             "steer_vector_load_dir": [folder],
         }
@@ -155,8 +167,13 @@ def _typed(program: str, values: Mapping[str, Any]) -> str:
 
 
 def _spelt(value: Any) -> str:
+    """As Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(_spelt, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_spelt(one)}' for key, one in value.items())}}}"
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return QuotedString(value, Quote.double).with_quotes()
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,7 +12,8 @@ from steer.models import EditLayer, SteeredModel
 from steer.models.batching import fixed_size
 from steer.models.continuous import ContinuousDecoder
 from steer.models.generation import AUTO_BATCH
-from steer.models.request import can_refill
+from steer.models.request import can_refill, unfollowed
+from steer.models.sampling import generation_config
 from steer.serve.engine import Engine
 from steer.serve.settings import ServeSettings
 
@@ -24,6 +25,11 @@ def engine_of(settings: ServeSettings, model: SteeredModel) -> Engine:
         ValueError: It cannot serve this model.
         ModuleNotFoundError: It is not installed.
     """
+    if own := unfollowed(generation_config(model.model.generation_config, {})):
+        raise ValueError(
+            f"the model's generation_config.json sets {', '.join(own)}, which no answer of a "
+            "server could follow: take it out there"
+        )
     return OverVLLM(settings, model) if settings.engine == "vllm" else _hf(settings, model)
 
 

@@ -3,6 +3,7 @@
 No path is ever made of what a client says: a name is one of those found, or there is no such name.
 """
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from steer.models.facts import model_facts
 from steer.serve.errors import Refusal
 from steer.serve.settings import ServeSettings
 from steer.vectors import Vectors, load_vectors, read_metadata, vector_names
+
+log = logging.getLogger(__name__)
 
 MB = 1_000_000
 TOLD = ("layer", "method", "residual_norm", "tokens_read", "norm", "sha256")
@@ -67,6 +70,22 @@ class Registry:
         outside = {f.parent for f in files if not f.resolve().is_relative_to(self.folder)}
         folders = sorted({file.parent for file in files} - outside)
         return {folder.relative_to(self.folder).as_posix(): folder for folder in folders}
+
+    def load_first(self) -> None:
+        """Load what the settings name, or where they name nothing, all that fits.
+
+        Raises:
+            Refusal: One that they name cannot be loaded.
+        """
+        if self.settings.vectors is not None:
+            for name in self.settings.vectors:
+                self.load(name)
+            return
+        for name in self.available():
+            try:
+                self.load(name)
+            except Refusal as refusal:
+                log.info("%s is not loaded: %s", name, refusal)
 
     def load(self, name: str) -> Loaded:
         """Load a vector, or load it anew.

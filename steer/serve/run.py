@@ -34,8 +34,7 @@ def app_of(settings: ServeSettings, model: SteeredModel | None = None) -> Starle
     keys = Keys.of(settings)
     model = model or model_for(settings, settings.source, weights=False)
     registry = Registry(settings, model)
-    for name in settings.vectors:
-        registry.load(name)
+    registry.load_first()
     engine = engine_of(settings, model)
     metrics = Metrics(lambda: engine.waiting, lambda: engine.running, lambda: len(registry.loaded))
     reader = Reader(model, settings, engine.window)

@@ -92,7 +92,6 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart], BeforeValidator(_in_parts)]
-    name: str | None = None
 
     @property
     def text(self) -> str:

@@ -1,6 +1,6 @@
 """A server's settings, checked before anything is loaded."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from typing import Any
 
@@ -46,7 +46,8 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
         system_prompt: For conversations that bring none.
         enable_thinking: Handed to the chat template unless null.
         vector_dir: Where vectors are: every folder in it, at any depth, that holds .pt files.
-        vectors: Names of those loaded from the start; the others wait for a request to load them.
+        vectors: Names of those loaded from the start, where None all that fit; the others wait for
+            a request to load them.
         allow_mismatch: Load vectors that were made with another model all the same.
         host: Address to listen at.
         port: 0 takes a free one.
@@ -58,7 +59,7 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
     system_prompt: str = ""
     enable_thinking: bool | None = None
     vector_dir: str
-    vectors: list[str] = field(default_factory=list)
+    vectors: list[str] | None = None
     allow_mismatch: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
@@ -73,6 +74,9 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
         check_value(
             *("vllm_data_parallel_size", self.vllm_data_parallel_size),
             *("1: start a server for each instead", self.vllm_data_parallel_size == 1),
+        )
+        check_value(
+            "compile", self.compile, "false: the server has no compiled steps", not self.compile
         )
         check_value("port", self.port, "0 to 65535", 0 <= self.port < 65536)
         if self.allow_anonymous and not self.is_local:

@@ -124,8 +124,8 @@ def _use(entry: Entry) -> str:
     method, folder = entry.facts["method"], _shown(entry.folder)
     return (
         "## Use\n\n```bash\npython vectors_apply.py \\\n"
-        f"  apply_steer_hparam_paths=[{folder}/apply_{method}.yaml] \\\n"
-        f"  steer_vector_load_dir=[{folder}]\n```"
+        f'  "apply_steer_hparam_paths=[{folder}/apply_{method}.yaml]" \\\n'
+        f'  "steer_vector_load_dir=[{folder}]"\n```'
     )
 
 

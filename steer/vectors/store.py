@@ -168,6 +168,10 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             "%s: %s says nothing about %s: which model it is for is not checked",
             *(folder, METADATA, ", ".join(unknown)),
         )
+    if imported := [n for n in names if n in entries and not entries[n].get("model")]:
+        log.info(
+            "%s: which model %s is for is not known, and not checked", folder, ", ".join(imported)
+        )
     return entries
 
 
@@ -211,7 +215,12 @@ def _check_width(path: Path, vector: Tensor, model: Mapping[str, Any]) -> None:
 def annotate(
     folder: str | Path, more: Mapping[str, Any], names: Collection[str] | None = None
 ) -> None:
-    """Add `more` to what `metadata.json` says of the vectors `names` of `folder`; None: of all.
+    """Add `more` to what `metadata.json` says of vectors of `folder`.
+
+    Args:
+        folder: As for `load_vectors`.
+        more: JSON-like; takes the place of what was there under the same keys.
+        names: Only entries with one of these names; all where None.
 
     Raises:
         ValueError: There is no metadata, or it is broken.
@@ -219,7 +228,7 @@ def annotate(
     path = Path(folder) / METADATA
     with locked(path):
         kept = check_metadata(read_metadata(folder), path)
-        there = kept["vectors"]
-        chosen = there.keys() if names is None else there.keys() & set(names)
-        vectors = {n: {**entry, **more} if n in chosen else entry for n, entry in there.items()}
+        entries = kept["vectors"]
+        chosen = [name for name in entries if names is None or name in names]
+        vectors = entries | {name: {**entries[name], **more} for name in chosen}
         write_together({path: _json_bytes({**kept, "vectors": vectors})})
