@@ -13,7 +13,7 @@ from steer.cli import script
 @script("vector_generate", shared=True)
 def main(cfg: DictConfig) -> None:
     """Train every method of the config on every data set of the config."""
-    from steer.showing import show_training
+    from steer.showing import show_training, show_written
 
     generator = steer.BaseVectorGenerator(cfg)
     datasets = generator.training_data()
@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> None:
     # datasets = {"mine": [{"question": "...", "matching": "...", "not_matching": "..."}]}
     generator.generate_vectors(datasets)
     show_training(generator)
+    show_written(generator.folders(*generator.trained))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from steer.models.facts import model_facts
 from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
-from steer.recording import FOLDERS, THIS_RUN, made_by
+from steer.recording import FOLDERS, THIS_RUN, made_by, read_by
 from steer.report import SteeringReport, basic_report
 from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
@@ -57,7 +57,7 @@ class BaseVectorApplier:
     """
 
     def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
-        self.config = cfg
+        self._read = read_by(cfg)  # now: files may change before the run ends
         self.run = Run.of(cfg, "apply")
         self.settings = self.run.settings
         self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
@@ -212,7 +212,7 @@ class BaseVectorApplier:
         if save:
             report = self.reports.get(name)
             more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
-            more["made_by"] = made_by(self.config, self.device, self._vectors_from)
+            more["made_by"] = made_by(self._read, self.device, self._vectors_from)
             save_results(self.results_path(name), records, about, more)
         return records
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,23 +23,26 @@ FOLDERS, THIS_RUN = "folders", "this run"
 ADDED = ("origin_of", "command")
 
 
-def made_by(config: Any, device: torch.device, vectors_from: str) -> dict[str, Any]:
-    """Config and method files as they are now, the command, and what it runs on.
-
-    Args:
-        config: As `Run.of` takes it.
-        device: Where the model is.
-        vectors_from: FOLDERS, or THIS_RUN.
-    """
+def read_by(config: Any) -> dict[str, Any]:
+    """The command, config and method files as they are now; the config is as `Run.of` takes it."""
     raw = read_yaml(config, "config") if isinstance(config, str | Path) else plain(config, "config")
     command = raw.get("command")
     given = {k: v for k, v in raw.items() if k not in ADDED}
     values = respelled(given, "config", raw.get("origin_of"))
+    return {"command": command, "config": values, "method_files": _method_files(values)}
+
+
+def made_by(read: Mapping[str, Any], device: torch.device, vectors_from: str) -> dict[str, Any]:
+    """What a run that ends now was made by.
+
+    Args:
+        read: Of `read_by`, when it began.
+        device: Where the model is.
+        vectors_from: FOLDERS, or THIS_RUN.
+    """
     return {
-        "command": command,
+        **read,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": values,
-        "method_files": _method_files(values),
         "vectors": vectors_from,
         "versions": versions(),
         "machine": {

@@ -48,8 +48,13 @@ def show(
         console.print(side_by_side(applier, name, records[:SHOWN], both_ways))
         if name in applier.reports:
             console.print(render(applier.reports[name]))
-    for path in [*written, *(applier.results_path(name) for name in results)]:
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    show_written([*written, *map(applier.results_path, results)])
+
+
+def show_written(paths: Iterable[Path]) -> None:
+    """Print where files are now."""
+    for path in paths:
+        Console().print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluator_of(settings: Settings) -> Evaluator | None:

@@ -115,6 +115,22 @@ def test_what_cannot_be_repeated_says_why(desk: Desk, capsys: pytest.CaptureFixt
     assert "of a version that did not keep" in repeated(desk, capsys)[1]
 
 
+def test_files_that_change_while_a_run_goes_on_are_kept_as_it_read_them(desk: Desk):
+    method = desk.write("mine.yaml", "alg_name: caa\nlayers: [1]\nmultipliers: [2]\n")
+    config = desk.write(
+        "config.yaml",
+        f"model_name_or_path: {desk.model}\ndevice: cpu\ngeneration_output_dir: out/answers\n"
+        "apply_steer_hparam_paths: mine.yaml\ngeneration_params: {max_new_tokens: 2}\n",
+    )
+    applier = BaseVectorApplier("config.yaml")
+    method.unlink()
+    config.write_text("seed: 9\n")
+    applier.generate({"mine": ["Hello."]})
+    made = kept(desk)["made_by"]
+    assert made["config"]["apply_steer_hparam_paths"] == "mine.yaml"
+    assert made["method_files"]["mine.yaml"]["multipliers"] == [2]
+
+
 def test_a_run_is_not_written_over(desk: Desk, capsys: pytest.CaptureFixture[str]):
     desk.write("out/answers/mine_run.json", "{}")
     for own in ("out/answers", "out/../out/answers"):

@@ -30,9 +30,10 @@ def test_steering_shows_answers_side_by_side_the_report_and_the_paths(desk: Desk
 
 @pytest.mark.parametrize("script", ["steering.py", "vectors_apply.py"])
 def test_answers_are_scored_by_the_metrics_that_are_named(desk: Desk, script: str):
-    desk.run("vectors_generate.py")
+    assert "written: out/vectors/mine/caa_vector\n" in desk.run("vectors_generate.py")
     printed = desk.run(script, eval_methods="[ppl,distinctness]", generate_orig_output="true")
     assert desk.status == 0, desk.said
+    assert "written: out/answers/mine_evaluation.json\n" in desk.said
     assert "Evaluation: mine" in printed
     found = json.loads(Path("out/answers/mine_evaluation.json").read_text(encoding="utf-8"))
     # Scored by the model of the run, which is the one that is loaded.

@@ -177,7 +177,7 @@ class Evaluator:
 
     def _saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         if self.options.save_results:
-            log.debug("written: %s", self._write(name, result))
+            log.info("written: %s", self._write(name, result))
         return result
 
     def _write(self, name: str, result: Mapping[str, Any]) -> Path:
