@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,10 +31,11 @@ class FakeHub:
     tokens: list[str | None] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
 
-    def commit(self, repo: str, files: Files) -> str:
-        """Add a commit that changes `files`; its hash."""
+    def commit(self, repo: str, files: Files, deleted: Collection[str] = ()) -> str:
+        """Add a commit that changes `files`, and has none of `deleted`; its hash."""
         commits = self.commits.setdefault(repo, {})
-        whole = {**(list(commits.values())[-1] if commits else {}), **files}
+        before = list(commits.values())[-1] if commits else {}
+        whole = {n: data for n, data in before.items() if n not in deleted} | files
         name = hashlib.sha1(f"{repo} {len(commits)}".encode()).hexdigest()
         commits[name] = whole
         return name
@@ -115,8 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, body: bytes) -> None:
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-        values = [line["value"] for line in lines if line["key"] == "file"]
-        name = self.hub.commit(repo, {v["path"]: base64.b64decode(v["content"]) for v in values})
+        files, deleted = (
+            [line["value"] for line in lines if line["key"] == key]
+            for key in ("file", "deletedFile")
+        )
+        changed = {file["path"]: base64.b64decode(file["content"]) for file in files}
+        name = self.hub.commit(repo, changed, [file["path"] for file in deleted])
         url = f"{self.hub.root}/{repo}/commit/{name}"
         self._send(200, {"success": True, "commitOid": name, "commitUrl": url})
 

@@ -1,5 +1,6 @@
 """A server on loopback, and what it must answer: a plain loop with a plain hook."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,12 @@ class Served:
         text = httpx.get(f"{self.url}/metrics", headers=self.headers).text
         found = [line for line in text.splitlines() if line.startswith(name + " ")]
         return float(found[0].split()[-1])
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def until(holds: Callable[[], bool], seconds: float = 30) -> None:

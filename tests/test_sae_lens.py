@@ -177,7 +177,7 @@ def test_a_release_that_nobody_knows_is_refused(lens: ModuleType):
 
 def test_without_sae_lens_a_release_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'steer-lm\[sae\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[sae\]'"):
         load_sae(release="some-release", sae_id="layer_4")
 
 

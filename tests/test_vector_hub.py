@@ -100,6 +100,33 @@ def test_a_revision_stays_what_it_was(hub: FakeHub, folder: Path, tmp_path: Path
         assert torch.equal(load_vectors(place, ["layer_15"])["layer_15"], wanted)
 
 
+def test_vectors_of_another_method_take_the_place_of_those_before(
+    hub: FakeHub, folder: Path, tmp_path: Path
+):
+    push(folder, REPO)
+    hub.commit(REPO, {"notes.txt": b"mine"})
+    (folder / "apply_caa.yaml").unlink()
+    write_method_file(folder, "pca", {"layers": [15], "multipliers": [2.0]})
+    push(folder, REPO)
+    assert {name for name in last(hub) if "apply" in name} == {"apply_pca.yaml"}
+    assert last(hub)["notes.txt"] == b"mine"
+    pull(REPO, tmp_path / "back")
+    assert (tmp_path / "back" / "apply_pca.yaml").is_file()
+
+
+def test_vectors_that_were_there_keep_what_is_known_of_them(
+    hub: FakeHub, folder: Path, tmp_path: Path
+):
+    push(folder, REPO)
+    back = tmp_path / "back"
+    save_vectors(back, {"layer_3": VECTOR}, {"layer_3": {"layer": 3}})
+    before = read_metadata(back)["vectors"]["layer_3"]
+    pull(REPO, back)
+    entries = read_metadata(back)["vectors"]
+    assert entries["layer_3"] == before
+    assert entries["layer_15"]["hub"]["repo"] == REPO
+
+
 @pytest.mark.parametrize("name", ["vectors.safetensors", "README.md", "apply_caa.yaml"])
 def test_a_changed_file_is_refused_and_nothing_written(
     hub: FakeHub, folder: Path, tmp_path: Path, name: str

@@ -17,7 +17,7 @@ from steer.library import steering_of
 from steer.library.building import build
 from steer.library.keeping import Draft, keep, note_left_out, write_page
 from steer.library.recipes import Recipe, Recipes
-from steer.library.verifying import Verified, differences
+from steer.library.verifying import Verified, differences, verify
 from steer.models import Add, EditLayer, SteeredModel
 from steer.vectors import (
     Entry,
@@ -310,6 +310,29 @@ def test_a_verdict_is_borne_out_or_not(found: dict[str, Any], kl: float, problem
     assert verified.reproduced == (problem is None)
     outcome = "reproduced$" if problem is None else f"NOT reproduced: {problem}"
     assert re.search(f"KL {kl:.3f}: {outcome}", str(verified))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"verdict": VERDICT},
+        {"verdict": {**VERDICT, "damage": None}, "held_out": [{"name": "sentiment"}]},
+    ],
+)
+def test_only_what_build_made_can_be_verified(tmp_path: Path, about: dict[str, Any]):
+    save_vectors(tmp_path, {"layer_1": torch.ones(4)}, {"layer_1": {"layer": 1, **about}})
+    with pytest.raises(ValueError, match=r"mine has no verdict that can be measured anew: .*build"):
+        verify(Entry.of(tmp_path, "mine"), LIBRARY)
+
+
+def test_what_cannot_be_verified_does_not_end_the_command(
+    library: Path, capsys: pytest.CaptureFixture
+):
+    assert main(["verify", "--library", str(library)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in said] == ["cold", "cold", "warm"]
+    assert all(line.startswith("error: ") for line in said)
 
 
 @pytest.mark.slow

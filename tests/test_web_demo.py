@@ -6,17 +6,19 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 import torch
 from answering import Pair, Wish
 from desk import Desk
 from library import ReadyVector, _fits, ready_vectors
 from options import DemoOptions, number, read_options, whole
-from page import LOOK, page
+from page import LOOK, launch, page
 from recipes import (
     Done,
     Made,
@@ -30,14 +32,16 @@ from recipes import (
     text_of,
 )
 from reporting import report_of
-from serving import chat_ids, truth
+from serving import chat_ids, free_port, truth
 from serving import text_of as text_of_ids
 from studio import OUR_FAULT, Studio, in_words
 from tiny import hooks_on, kept
+from yaml import safe_load
 
 from steer.methods.prompt_writing import PromptWriter
 from steer.models import EditLayer, generate
 from steer.models.facts import model_facts
+from steer.models.load import ModelAndChat
 from steer.saes import load_sae
 from steer.vectors import read_metadata, save_vectors
 
@@ -100,6 +104,11 @@ def test_it_listens_on_loopback_unless_told():
     told = read_options(["--host", "0.0.0.0", "--port", "9000", "--model", "x/y", "max_text=5"])
     assert (told.host, told.port, told.model_name_or_path) == ("0.0.0.0", 9000, "x/y")
     assert told.max_text == 5
+
+
+def test_settings_may_stand_before_and_behind_options():
+    told = read_options(["max_text=5", "--port", "9000", "rows=4"])
+    assert (told.max_text, told.port, told.rows) == (5, 9000, 4)
 
 
 def test_a_config_file_may_say_it_all_and_the_command_line_more(tmp_path: Path):
@@ -373,7 +382,7 @@ def test_it_says_what_to_install_where_gradio_is_not(monkeypatch: pytest.MonkeyP
     for module in ("studio", "page"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"needs gradio: pip install 'steer-lm\[demo\]'"):
+    with pytest.raises(SystemExit, match=r"needs gradio: pip install -e '\.\[demo\]'"):
         app.main([])
 
 
@@ -386,6 +395,28 @@ def test_the_page_tells_nobody_and_fetches_nothing_from_elsewhere(studio: Studio
     assert "theme" in LOOK
     assert LOOK["theme"]._stylesheets == []
     assert "http" not in LOOK["theme"]._font_css
+
+
+def test_gradio_keeps_no_list_of_what_visitors_asked(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda _: None)
+
+    async def served() -> tuple[httpx.Response, dict[str, Any]]:
+        blocks = await drawn(studio)
+        # As gradio's reloader takes it, which does not launch.
+        assert blocks.get_config_file()["run_history"] is False
+        launch(blocks, "127.0.0.1", free_port())
+        try:
+            runs = httpx.get(f"{blocks.local_url}gradio_api/runs")
+            return runs, httpx.get(f"{blocks.local_url}config").json()
+        finally:
+            blocks.close(verbose=False)
+
+    runs, told = asyncio.run(served())
+    assert runs.status_code == 404
+    assert told["run_history"] is False
+    assert told["footer_links"] == ["settings"]
 
 
 def test_the_report_says_whether_the_answers_differ():
@@ -435,6 +466,30 @@ def test_the_scripts_give_the_pages_answer_from_what_is_taken_along(
         assert desk.status == 0, desk.said
         (answer,) = results(desk)
         assert (answer["pred"], answer["orig_pred"]) == ([pair.steered], [pair.unsteered])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("enable_thinking", False),
+        ("load_in_4bit", True),
+        ("load_in_8bit", True),
+        ("device_map", {"": "cpu"}),
+        ("model_kwargs", {"attn_implementation": "eager"}),
+        ("trust_remote_code", True),
+        ("revision", "v1"),
+        ("system_prompt", "Be brief."),
+        ("use_chat_template", False),
+    ],
+)
+def test_a_recipe_names_what_the_page_answers_with(options: DemoOptions, key: str, value: Any):
+    done = Done(of_prompt("x"), Wish(question="q"), Made([], {}))
+    before = safe_load(text_of(done, options))
+    usual = {"model_name_or_path", "dtype", "use_chat_template", "device"}
+    assert before.keys() & {f.name for f in fields(ModelAndChat)} == usual
+    assert before["device"] == "auto"
+    setattr(options, key, value)
+    assert safe_load(text_of(done, options)) == before | {key: value}
 
 
 def test_sampled_answers_are_the_scripts_too(studio: Studio, desk: Desk):

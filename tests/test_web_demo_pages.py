@@ -6,7 +6,7 @@ The server is a process of its own with the embedded model; the browser is Chrom
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from desk import ROOT
-from serving import until
+from serving import free_port, until
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -43,18 +43,16 @@ def noting(self, address):
 socket.socket.connect = noting
 """
 LOCAL = ("127.0.0.1", "::1", "localhost")
+VERDICT = "The answers differ|Both answers are the same"
+# In the page: asked at each frame, so that no moment is missed.
+NO_VERDICT = """verdict => ![...document.querySelectorAll(".report.prose")].some(
+    one => one.checkVisibility() && one.innerText.match(verdict))"""
 SECONDS = 120
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason=f"no browser is installed ({', '.join(NAMES)})"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @dataclass
@@ -78,7 +76,12 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
     env = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k and "ANALYTICS" not in k}
     with said.open("w") as out:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env | more, stdout=out, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=env | more,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -86,8 +89,10 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
         assert process.poll() is None, said.read_text()
         yield Server(url, connected)
     finally:
-        process.terminate()
+        # gradio's command does not end the server that it has started.
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+        until(lambda: not answers(url), SECONDS)
 
 
 def answers(url: str) -> bool:
@@ -152,6 +157,13 @@ class Visitor:
     def choose(self, way: str) -> None:
         self.page.get_by_label(way, exact=True).check()
 
+    def choose_sentiment(self) -> None:
+        """The library's vector for sentiment; it brings layer and strength of its own."""
+        self.choose("Pre-trained Vectors-based Steering")
+        self.field("Steering vector").click()
+        self.page.get_by_role("option", name="Warm and positive").click()
+        playwright.expect(self.field("Steer layer")).to_have_value("18")
+
     def tab(self, name: str) -> None:
         tab = self.seen(self.page.get_by_role("tab", name=name))
         if not tab.count():
@@ -165,28 +177,36 @@ class Visitor:
         box.fill(str(value))
         box.press("Tab")
 
+    def width(self) -> int:
+        """Of the whole page, with what is cut off."""
+        return self.page.evaluate("document.documentElement.scrollWidth")
+
     def report(self) -> Any:
         return self.seen(self.page.locator(".report.prose"))
 
     def answer(self) -> tuple[str, str]:
         """Ask, and wait for both answers and the report."""
-        self.click("Steer and answer")
-        self.wait_for_report(gone=True)
-        self.wait_for_report()
-        return self.field("Unsteered").input_value(), self.field("Steered").input_value()
+        self.start()
+        return self.answered()
 
-    def wait_for_report(self, *, gone: bool = False) -> None:
-        """Until there is a report on new answers; with `gone`, until the one before is not."""
-        verdict = re.compile("The answers differ|Both answers are the same")
-        # What is empty cannot be seen.
-        report = self.report().filter(has_text=verdict)
-        playwright.expect(report).to_have_count(0 if gone else 1, timeout=1000 * SECONDS)
+    def start(self) -> None:
+        """Ask, and wait until the report before is gone."""
+        self.click("Steer and answer")
+        self.page.wait_for_function(NO_VERDICT, arg=VERDICT, timeout=1000 * SECONDS)
+
+    def answered(self) -> tuple[str, str]:
+        """Both answers, once there is a report."""
+        report = self.report().filter(has_text=re.compile(VERDICT))
+        playwright.expect(report).to_have_count(1, timeout=1000 * SECONDS)
+        return self.field("Unsteered").input_value(), self.field("Steered").input_value()
 
     def told(self) -> str:
         """The error that the page shows; it is closed."""
         toast = self.page.locator(".toast-body")
         text = toast.inner_text(timeout=1000 * SECONDS)
         toast.get_by_label("Close", exact=True).click()
+        # It fades: the next error is not this one.
+        playwright.expect(toast).to_have_count(0)
         return text
 
 
@@ -239,10 +259,7 @@ def test_one_click_steers(visit: Visit):
 
 def test_a_ready_vector_steers_either_way(visit: Visit):
     visitor = visit()
-    visitor.choose("Pre-trained Vectors-based Steering")
-    vector = visitor.field("Steering vector")
-    vector.click()
-    visitor.page.get_by_role("option", name=re.compile("sentiment")).first.click()
+    visitor.choose_sentiment()
     visitor.field("Your question").fill("What can you say about the new bus line?")
     visitor.strength(2)
     plain, praise = visitor.answer()
@@ -375,9 +392,7 @@ def test_an_answer_can_be_stopped(visit: Visit):
 def test_two_windows_that_steer_opposite_ways_at_once_stay_apart(visit: Visit):
     def ready(strength: float) -> Visitor:
         visitor = visit()
-        visitor.choose("Pre-trained Vectors-based Steering")
-        visitor.field("Steering vector").click()
-        visitor.page.get_by_role("option", name=re.compile("sentiment")).first.click()
+        visitor.choose_sentiment()
         visitor.field("Your question").fill("What can you say about the new bus line?")
         visitor.strength(strength)
         return visitor
@@ -385,13 +400,8 @@ def test_two_windows_that_steer_opposite_ways_at_once_stay_apart(visit: Visit):
     one, other = ready(2), ready(-2)
     alone = [one.answer(), other.answer()]
     for visitor in (one, other):
-        visitor.click("Steer and answer")
-        visitor.wait_for_report(gone=True)
-    for visitor in (one, other):
-        visitor.wait_for_report()
-    together = [
-        (v.field("Unsteered").input_value(), v.field("Steered").input_value()) for v in (one, other)
-    ]
+        visitor.start()
+    together = [visitor.answered() for visitor in (one, other)]
     assert together == alone
     assert together[0][1] != together[1][1]
     assert together[0][0] == together[1][0]
@@ -418,7 +428,7 @@ def test_the_recipe_and_the_vector_can_be_taken_along(visit: Visit, tmp_path: Pa
     visitor.seen(visitor.page.get_by_role("button", name="Take it along")).click()
     visitor.click("Make files")
     with visitor.page.expect_download(timeout=1000 * SECONDS) as waiting:
-        visitor.seen(visitor.page.locator("a[href$='.zip']")).first.click()
+        visitor.page.locator("a.download-link[download='steering.zip']").click()
     waiting.value.save_as(tmp_path / "steering.zip")
     with zipfile.ZipFile(tmp_path / "steering.zip") as packed:
         names = packed.namelist()
@@ -431,10 +441,18 @@ def test_the_recipe_and_the_vector_can_be_taken_along(visit: Visit, tmp_path: Pa
 def test_nothing_is_cut_off_on_a_phone_or_a_screen(visit: Visit, width: int, scheme: str):
     visitor = visit(width, scheme)
     visitor.answer()
-    for tab in ("SAE-based Fine-grained Manipulation", "Test-Time Steering"):
-        wide = visitor.page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width
-        visitor.tab(tab)
+    assert visitor.width() <= width
+    visitor.tab("SAE-based Fine-grained Manipulation")
+    visitor.field("Word or phrase").wait_for()
+    assert visitor.width() <= width
+
+
+def test_what_was_asked_does_not_stay_in_the_browser(visit: Visit):
+    visitor = visit()
+    visitor.field("Your question").fill("What is a zeugma?")
+    visitor.answer()
+    visitor.page.reload()
+    assert "zeugma" not in visitor.page.evaluate("JSON.stringify(localStorage)")
 
 
 def test_the_server_connects_to_nobody(visit: Visit, server: Server):

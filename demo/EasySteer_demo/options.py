@@ -102,7 +102,7 @@ def read_options(arguments: Sequence[str] | None = None) -> DemoOptions:
         ValueError: An unknown key, a wrong type or value.
         FileNotFoundError: No such config.
     """
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_intermixed_args(arguments)
     named = {"host": given.host, "port": given.port, "model_name_or_path": given.model}
     told = [f"{key}={value}" for key, value in named.items() if value is not None]
     values = read_config(given.config, [*given.settings, *told])

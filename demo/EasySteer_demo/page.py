@@ -24,6 +24,9 @@ LOOK: dict[str, Any] = {
         .report th, .report td { padding: 4px 8px; white-space: nowrap }
     """,
 }
+# No page on how to call this one, and no list of what visitors asked: gradio would keep that in
+# the browser, and offer to keep it on the Hub.
+PLAIN = {"footer_links": ["settings"], "show_api": False, "run_history": False}
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -39,6 +42,8 @@ def page(studio: Studio) -> gr.Blocks:
             _feature_steering(studio)
     limits = studio.options
     blocks.queue(max_size=limits.max_waiting, default_concurrency_limit=limits.rows)
+    # gradio's reloader shows pages that were never launched.
+    blocks.run_history = False
     return blocks
 
 
@@ -48,22 +53,15 @@ def launch(blocks: gr.Blocks, host: str, port: int) -> None:
     Raises:
         OSError: The port is taken.
     """
-    known = inspect.signature(blocks.launch).parameters
-    more = {"footer_links": ["settings"]} if "footer_links" in known else {"show_api": False}
     blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        **more,
-        **_of(blocks.launch),
+        server_name=host, server_port=port, share=False, ssr_mode=False, **_of(blocks.launch)
     )
 
 
 def _of(function: Any) -> dict[str, Any]:
-    """The look, where `function` takes it: before gradio 6 the page did, since then `launch`."""
+    """What `function` takes of both: before gradio 6 the page took the look, now `launch` does."""
     known = inspect.signature(function).parameters
-    return {name: value for name, value in LOOK.items() if name in known}
+    return {name: value for name, value in (LOOK | PLAIN).items() if name in known}
 
 
 def _question(studio: Studio, value: str) -> gr.Textbox:

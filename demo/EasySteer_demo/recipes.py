@@ -7,7 +7,7 @@ What the page does is what the recipe says: both go through `BaseVectorGenerator
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from steer.datasets import Row
 from steer.files import writing
 from steer.method_files import shipped_file
 from steer.models import Intervention, SteeredModel
+from steer.models.load import ModelAndChat
 from steer.vectors import Vectors, save_vectors
 
 # The folder in the archive, and the names in it.
 FOLDER, PAIR, QUESTIONS = "steering", "pair", "questions"
+# Of the model's settings; a device is this machine's own.
+ALWAYS = ("model_name_or_path", "dtype", "use_chat_template")
 HEAD = """\
 # {note}
 # Unpack steering.zip in the folder of the project; then, there:
@@ -195,15 +198,13 @@ def export(done: Done, options: DemoOptions, folder: Path) -> list[Path]:
 
 
 def _model_keys(options: DemoOptions) -> dict[str, Any]:
-    """What names the model, as far as it is not the default."""
-    keys = {
-        "model_name_or_path": options.model_name_or_path,
-        "dtype": options.dtype,
-        "revision": options.revision,
-        "use_chat_template": options.use_chat_template,
-        "system_prompt": options.system_prompt,
+    """The model and how text is put before it: what every recipe names, and what was changed."""
+    usual, given = asdict(ModelAndChat()), asdict(options)
+    return {
+        key: given[key]
+        for key in usual
+        if key in ALWAYS or (key != "device" and given[key] != usual[key])
     }
-    return {key: value for key, value in keys.items() if value not in (None, "")}
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ answer, and the difference between its activations is added while it answers. Wr
 opposite answers, or click an example. A single pair is a rough guide: try some layers and
 strengths."""
 READY = """\
-**Vectors that were made before**, each from many pairs. Pick one, and a strength: 2 is usual, below
-0 steers the other way, and much more than 4 breaks the text."""
+**Vectors that were made before**, each from many pairs. Each begins at the strength that was found
+for it, 2 where nobody has looked. Below 0 steers the other way; a few times as much breaks the
+text."""
 PROMPT = "**A text before every question.** The model's activations stay as they are."
 AUTOPROMPT = """\
 **The model writes the steering prompt** for a concept that you name. It is shown as it comes, and

@@ -52,12 +52,15 @@ def verify(entry: Entry, library: str | Path = LIBRARY) -> Verified:
         library: Its recipes name the model, and how text is put before it.
 
     Raises:
-        ValueError: There is no verdict, a file is not what its checksum says, the held-out pairs
-            are not those of the verdict, or the model is another.
+        ValueError: There is no verdict of `build`, a file is not what its checksum says, the
+            held-out pairs are not those of the verdict, or the model is another.
     """
     facts = entry.facts
-    if not entry.verdict:
-        raise ValueError(f"{entry.name} has no verdict: {entry.folder} was not made by build")
+    if not (entry.verdict.get("damage") and facts.get("held_out")):
+        raise ValueError(
+            f"{entry.name} has no verdict that can be measured anew: {entry.folder} was not made "
+            "by `python -m steer.vectors build`"
+        )
     recipes = Recipes.read(library)
     pairs = held_out([one["name"] for one in facts["held_out"]])
     if digests(pairs) != facts["held_out"]:

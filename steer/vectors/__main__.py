@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from steer.terminal import FAILED, Parser, command
+from steer.terminal import FAILED, Parser, command, say_error
 from steer.vectors.catalogue import LIBRARY, Entry, library_entry, list_library
 
 if TYPE_CHECKING:
@@ -151,9 +151,14 @@ def _verify(given: argparse.Namespace) -> int:
     found = [library_entry(n, given.library) for n in given.names] or list_library(given.library)
     good = True
     for entry in found:
-        verified = verify(entry, given.library)
-        sys.stdout.write(f"{entry.name}: {verified}\n")
-        good = good and verified.reproduced
+        try:
+            verified = verify(entry, given.library)
+        except (ValueError, OSError) as error:
+            say_error(error)
+            good = False
+        else:
+            sys.stdout.write(f"{entry.name}: {verified}\n")
+            good = good and verified.reproduced
     return 0 if good else FAILED
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError
 
 from steer.files import file_sha256, find, read_json, sha256, writing
@@ -59,10 +59,16 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """
     folder = find(folder, "vector folder")
     files = _published(folder)
-    operations = [CommitOperationAdd(name, data) for name, data in files.items()]
     with _naming(f"push to {repo}"):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
+        # Of vectors that were pushed there before: the new checksums say nothing of them.
+        there = _file_names(api.model_info(repo))
+        old = [name for name in there if TEXTS.fullmatch(name) and name not in files]
+        operations = [
+            *(CommitOperationAdd(name, data) for name, data in files.items()),
+            *(CommitOperationDelete(name) for name in old),
+        ]
         message = f"Steering vectors: {folder.parent.name}/{folder.name}"
         return str(api.create_commit(repo, operations, commit_message=message).oid)
 
@@ -102,7 +108,7 @@ def pull(repo: str, folder: str | Path, *, revision: str | None = None) -> Pulle
     with _naming(f"pull from {repo}"):
         api = HfApi()
         info = api.model_info(repo, revision=revision)
-        commit, there = str(info.sha), [one.rfilename for one in info.siblings or ()]
+        commit, there = str(info.sha), _file_names(info)
         _check_names(repo, there)
         names = [name for name in there if TEXTS.fullmatch(name) or name in (WEIGHTS, CHECKSUMS)]
         paths = {n: Path(api.hf_hub_download(repo, n, revision=commit)) for n in sorted(names)}
@@ -111,8 +117,13 @@ def pull(repo: str, folder: str | Path, *, revision: str | None = None) -> Pulle
     for name in sums.keys() - {WEIGHTS}:
         with writing(Path(folder, name), "wb") as file:
             file.write(paths[name].read_bytes())
-    annotate(folder, {"hub": {"repo": repo, "revision": commit, "sha256": sums[WEIGHTS]}})
+    origin = {"repo": repo, "revision": commit, "sha256": sums[WEIGHTS]}
+    annotate(folder, {"hub": origin}, vectors)
     return Pulled(vectors, commit)
+
+
+def _file_names(info: ModelInfo) -> list[str]:
+    return [one.rfilename for one in info.siblings or ()]
 
 
 def _check_names(repo: str, there: list[str]) -> None:
