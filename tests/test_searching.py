@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from test_likelihood import slow_row
 from tiny import steered, tiny_config
 
 from steer import BaseVectorApplier
 from steer.effect import pairs_of
 from steer.models import ChatFormat, SteeredModel
-from steer.search.bake_off import bake_off, rows, write_bake_off_page
+from steer.search.bake_off import bake_off, bake_off_parts, rows, write_bake_off_page
 from steer.search.page import write_page
 from steer.search.passes import Sweep
 from steer.search.running import run
@@ -349,6 +350,11 @@ def test_methods_are_searched_apart_and_one_that_fails_is_named(
         "method": "sta",
         "verdict": "no sparse autoencoder for this model",
     }
+    console = Console(width=80, record=True)
+    console.print(*bake_off_parts(results))
+    printed = console.export_text()
+    assert "…" not in printed
+    assert "sta: no sparse autoencoder for this model" in printed
     page = write_bake_off_page(results, tmp_path).read_text(encoding="utf-8")
     assert 'href="caa/mine/report.html"' in page
     assert (tmp_path / "caa" / "mine" / "report.html").is_file()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +35,12 @@ HEADS = (
     *("method", "verdict", "pick", "effect (nats a pair)", "wrong way", "KL", "perplexity"),
     *("seconds", "peak MiB"),
 )
+# Those of the table on a terminal, and what they are called there.
+NUMBERS = {head: head for head in HEADS if head not in ("verdict", "pick")} | {
+    "effect (nats a pair)": "nats a pair",
+    "seconds": "s",
+    "peak MiB": "MiB",
+}
 
 
 def bake_off(
@@ -109,11 +116,13 @@ def _row(method: str, result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def bake_off_parts(results: Mapping[str, Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """What is printed."""
-    table = Table(*HEADS, title="Every method, the same data and budget")
+    """What is printed: verdicts as lines, as no table of 80 columns holds them."""
+    table = Table(*NUMBERS.values(), title="Every method, the same data and budget", box=SIMPLE)
     for row in rows(results):
-        table.add_row(*(Text(row[head]) for head in HEADS))
+        table.add_row(*(Text(row[head]) for head in NUMBERS))
     yield table
+    for row in rows(results):
+        yield Text(": ".join(filter(None, (row["method"], row["verdict"], row["pick"]))))
 
 
 def write_bake_off_page(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
