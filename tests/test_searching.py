@@ -285,8 +285,6 @@ def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch)
 
 @pytest.mark.slow
 def test_the_terminal_shows_the_same(found):
-    from rich.console import Console
-
     console = Console(width=160, record=True, file=io.StringIO())
     for part in parts(found[0]):
         console.print(part)
