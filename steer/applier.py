@@ -54,8 +54,8 @@ class BaseVectorApplier:
     """
 
     def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
-        self._read = read_by(cfg)  # now: files may change before the run ends
         self.run = Run.of(cfg, "apply")
+        self._read = read_by(cfg)  # now: files may change before the run ends
         self.settings = self.run.settings
         self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
         # Judging, and the writing of prompts, needs weights also where another engine answers.
