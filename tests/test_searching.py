@@ -287,7 +287,7 @@ def test_without_matplotlib_the_page_says_so(found, tmp_path: Path, monkeypatch)
 def test_the_terminal_shows_the_same(found):
     console = Console(width=160, record=True, file=io.StringIO())
     for part in parts(found[0]):
-        console.print(part)
+        console.print(part, markup=False)
     text = console.export_text()
     assert f"{found[0]['verdict']['effect']['mean']:+.2f}" in text
     assert found[0]["examples"][0]["input"] in text
