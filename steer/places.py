@@ -1,5 +1,6 @@
 """Where the files of a run go: a folder's name may hold `{model}` and `{data}`."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,12 +24,12 @@ def fill_folders(settings: Any, methods: Iterable[str]) -> dict[str, str]:
     Raises:
         ValueError: A folder holds another name, or one for which there is nothing.
     """
-    names = {"model": Path(settings.model_name_or_path).name.removesuffix(".gguf")}
+    names = {"model": _whole(settings.model_name_or_path).name.removesuffix(".gguf")}
     if settings.steer_train_dataset:
         names["data"] = _joined(map(dataset_name, settings.steer_train_dataset))
     for key in ("steer_vector_output_dirs", "steer_vector_load_dir"):
         setattr(settings, key, [one and filled(one, names, key) for one in getattr(settings, key)])
-    loaded = [Path(folder).absolute() for folder in settings.steer_vector_load_dir if folder]
+    loaded = [_whole(folder) for folder in settings.steer_vector_load_dir if folder]
     answered = map(dataset_name, settings.generation_data)
     names.setdefault("data", _joined(f.parent.name for f in loaded) or _joined(answered) or "own")
     if settings.generation_output_dir:
@@ -47,6 +48,11 @@ def filled(folder: str, names: Mapping[str, str], key: str) -> str:
         return names[found[1]]
 
     return re.sub(r"\{(\w*)\}", value, folder)
+
+
+def _whole(path: str) -> Path:
+    """With the names that `.` and `..` stand for, but not those that links do."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -475,6 +475,13 @@ def test_vectors_are_looked_for_where_the_model_says(write: Callable[[str, str],
     assert Run.of(cfg, "apply").methods["caa"].half.steer_vector_load_dir == "v/Small/caa"
 
 
+def test_a_folder_has_its_own_name_however_it_is_written(write: Callable[[str, str], str]):
+    place = Path(write("models/tiny/config.json", "{}")).parent.absolute()
+    cfg = {"model_name_or_path": f"{place}/sub/..", "generation_output_dir": "x/{model}/{data}"}
+    cfg["steer_vector_load_dir"] = f"{place}/warm/caa_vector/../caa_vector/."
+    assert Run.of(cfg, "apply").settings.generation_output_dir == "x/tiny/warm"
+
+
 def test_a_name_in_braces_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"x/\{modl\}: unknown .*'modl'; did you mean 'model'\?"):
         Run.of({"generation_output_dir": "x/{modl}"}, "apply")
