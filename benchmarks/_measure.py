@@ -109,16 +109,54 @@ def interleaved(
     runs: dict[str, Callable[[], object]], repetitions: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of each run, A B C A B C ..., after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repetition in range(repetitions + 1):
-        for name, run in runs.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if repetition:
-                times[name].append(time.perf_counter() - start)
-    return times
+    _round(runs, device)
+    return _by_run([_round(runs, device) for _ in range(repetitions)])
+
+
+def kept_rounds(
+    runs: dict[str, Callable[[], object]],
+    repetitions: int,
+    device: torch.device,
+    file: Path,
+    what: dict[str, Any],
+) -> dict[str, list[float]]:
+    """As `interleaved`, for rounds of many minutes: each is a line of `file`, from the first.
+
+    The same command, later or in several processes at once, goes on until there are so many.
+
+    Raises:
+        ValueError: `file` has rounds of anything but `what` on this machine.
+    """
+    what = what | _place()
+    while len(done := _rounds(file, what)) < repetitions:
+        line = json.dumps({"of": what, "seconds": _round(runs, device)})
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
+    return _by_run(done)
+
+
+def _rounds(file: Path, what: dict[str, Any]) -> list[dict[str, float]]:
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    rounds = [json.loads(line) for line in text.splitlines()]
+    others = [one["of"] for one in rounds if one["of"] != what]
+    if others:
+        raise ValueError(f"{file} has rounds of {others[0]}, not of {what}: name another file")
+    return [one["seconds"] for one in rounds]
+
+
+def _round(runs: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    seconds = {}
+    for name, run in runs.items():
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
+def _by_run(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _wait(device: torch.device) -> None:
@@ -149,11 +187,10 @@ def report(
     """Print the figures as JSON; write them where asked."""
     figures = {
         **what,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": _machine(),
+        **_place(),
         "seconds": {
             name: {
+                "rounds": len(values),
                 "median": statistics.median(values),
                 "min": min(values),
                 "max": max(values),
@@ -168,7 +205,10 @@ def report(
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU"
+def _place() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": gpu or f"{platform.machine()} CPU",
+    }

@@ -6,10 +6,12 @@
 In one run: (loop) a prompt at a time, as EasyEdit2 does; (steer) this library with its basic
 report; (floor) transformers' `generate`, unsteered, on the same batches.
 
-    python benchmarks/generation.py --prompts 256 --lengths 8 256
+    python benchmarks/generation.py --prompts 256 --lengths 8 256 --kept rounds.jsonl
 
 Answers forced to lengths drawn from that range: (fixed) batches sorted by prompt length, which
-wait for their longest answer; (steer) a finished row's place is taken by the next prompt.
+wait for their longest answer; (steer) a finished row's place is taken by the next prompt. A round
+takes long on a CPU: with `--kept`, the same command goes on from the rounds in the file, later or
+in several processes at once, and counts every one of them.
 
     python benchmarks/generation.py --prompts 64 --batch-size 64 --recipes 16
 
@@ -24,10 +26,11 @@ Compiled steps against (dynamic), this library's steps with a growing cache, one
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from _compiled import of_compiled
-from _measure import interleaved, load, made_up_pairs, parser, ratio, report
+from _measure import interleaved, kept_rounds, load, made_up_pairs, parser, ratio, report
 from _refilling import drawn, fixed, recipes, refilled
 from torch import nn
 
@@ -158,6 +161,9 @@ def main() -> None:
     options.add_argument("--lengths", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"))
     options.add_argument("--recipes", type=int)
     options.add_argument("--compile", action="store_true")
+    options.add_argument(
+        "--kept", type=Path, help="rounds are kept there; the same command goes on from them"
+    )
     given = options.parse_args()
     number, tokens, repetitions = given.prompts, given.tokens, given.repetitions
     if given.quick:
@@ -174,10 +180,13 @@ def main() -> None:
         runs = of_recipes(model, prompts, tokens, size, given.recipes)
     else:
         runs = batched(model, prompts, tokens, size)
-    times = interleaved(runs, repetitions, model.device)
     what = {"shape": given.shape, "prompts": number, "batch_size": size}
     what |= {"lengths": given.lengths} if given.lengths else {"tokens": tokens}
     what |= {"recipes": given.recipes} if given.recipes else {}
+    if given.kept:
+        times = kept_rounds(runs, repetitions, model.device, given.kept, what)
+    else:
+        times = interleaved(runs, repetitions, model.device)
     ratios = {
         f"{over}/{under}": ratio(times[over], times[under])
         for over, under in RATIOS

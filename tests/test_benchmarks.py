@@ -43,3 +43,27 @@ def test_it_runs_and_writes_its_figures(name: str, tmp_path: Path):
         assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
     for ratio in figures["ratios"].values():
         assert ratio["low"] <= ratio["median"] <= ratio["high"]
+
+
+@pytest.mark.slow
+def test_kept_rounds_are_gone_on_from_and_never_mixed(tmp_path: Path):
+    kept = tmp_path / "rounds.jsonl"
+
+    def run(repetitions: int, prompts: int = 4) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "benchmarks/generation.py"), "--shape", "tiny"]
+        what = ["--device", "cpu", "--prompts", str(prompts), "--batch-size", "2"]
+        how = ["--lengths", "2", "6", "--kept", str(kept), "--repetitions", str(repetitions)]
+        return subprocess.run([*command, *what, *how], capture_output=True, text=True, check=False)
+
+    first = run(2)
+    assert first.returncode == 0, first.stderr[-2000:]
+    lines = kept.read_text(encoding="utf-8")
+    figures = json.loads(run(3).stdout)
+    assert kept.read_text(encoding="utf-8").startswith(lines)
+    rounds = [json.loads(line)["seconds"] for line in kept.read_text().splitlines()]
+    assert [figures["seconds"][name]["rounds"] for name in ("fixed", "steer")] == [3, 3]
+    assert figures["seconds"]["steer"]["max"] == max(one["steer"] for one in rounds)
+    other = run(3, prompts=5)
+    assert "name another file" in other.stderr
+    assert other.returncode == 1
+    assert len(kept.read_text().splitlines()) == 3
