@@ -477,6 +477,24 @@ def test_a_file_of_ones_own_is_not_held_out_from_itself(bench: Bench):
     assert found[0] == "my: 8 rows, nothing found"
 
 
+def test_vectors_of_ones_own_file_are_judged_on_it(bench: Bench):
+    rows = [pair(n, "day") for n in range(8)]
+    bench.rows("my.jsonl", rows)
+    bench.put(bench.vector(), data={**bench.entry()["data"], "name": "my"})
+    (unread,) = bench.found("stale vectors", "unchecked")
+    assert "train_data=FILE" in unread.what
+    bench.cfg["steer_train_dataset"] = ["my.jsonl"]
+    assert len(bench.found("sign", "ok")) == 1
+    assert len(bench.found("stale vectors", "ok")) == 1
+    assert [one.what for one in bench.found("data", "ok")] == ["my: 8 rows, nothing found"]
+    bench.rows(
+        "my.jsonl",
+        [{**r, "matching": r["not_matching"], "not_matching": r["matching"]} for r in rows],
+    )
+    assert len(bench.found("sign", "failure")) == 1
+    assert len(bench.found("stale vectors", "warning")) == 1
+
+
 def test_a_setting_that_is_none_ends_it_with_2(bench: Bench, capsys: pytest.CaptureFixture[str]):
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
