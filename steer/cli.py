@@ -48,18 +48,21 @@ KEPT = "interrupted: finished answers and vectors are kept; resume=true goes on 
 
 HELP = """\
 {purpose}
-Options: any key below as key=value, and
-    --explain-config      show where each value of the run comes from, and do nothing else
+Options: any key as key=value, those of the file below and others, and
+    --explain-config      show every key and where its value comes from, and do nothing else
     --config FILE         another file; --config-name NAME one of that folder
     {how_much}
     --hydra-help          what else Hydra can do, such as completion in the shell
     STEER_TRACEBACK=1     (in the environment) show the whole traceback of an error
-Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
-here too and then hold for every method: "layers=[12]" "multipliers=[-2]"
-
+{methods}
 {file}:
 
 {keys}"""
+# Of programs that run methods as their files say.
+METHODS = """\
+Method files (hparams/Steer/<method>_hparams) say what each method does; their keys can be given
+here too and then hold for every method: "layers=[12]" "multipliers=[-2]"
+"""
 
 
 def script(
@@ -91,7 +94,9 @@ def script(
             # Errors come out of Hydra as they are: they are shown here.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
-                sys.argv[1:] = _arguments(given, config_name, main.__globals__["__doc__"] or "")
+                purpose = main.__globals__["__doc__"] or ""
+                methods = METHODS if settings is None else ""
+                sys.argv[1:] = _arguments(given, config_name, purpose, methods)
                 with_config(job)()
                 sys.stdout.flush()
             except MISTAKES as error:
@@ -106,7 +111,7 @@ def _shipped() -> Path:
     return project_root() / "hparams" / "Steer"
 
 
-def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
+def _arguments(given: list[str], config_name: str, purpose: str, methods: str) -> list[str]:
     """Hydra's arguments: every plain override may add as well as change."""
     arguments: list[str] = []
     chosen = {"--config-name": config_name, "--config-path": str(_shipped())}
@@ -134,7 +139,9 @@ def _arguments(given: list[str], config_name: str, purpose: str) -> list[str]:
             arguments.append(word)
     folder = find(chosen["--config-path"], "config folder").resolve()
     name = _config_file(chosen["--config-name"], folder)
-    ConfigStore.instance().store("steer", {"template": _help(purpose, folder / name)}, "hydra/help")
+    ConfigStore.instance().store(
+        "steer", {"template": _help(purpose, methods, folder / name)}, "hydra/help"
+    )
     arguments += [q for q in QUIET if not any(a.startswith(q.split("=")[0]) for a in given)]
     return [*arguments, "--config-path", str(folder), "--config-name", name.removesuffix(".yaml")]
 
@@ -153,11 +160,12 @@ def _config_file(name: str, folder: Path) -> str:
     return f"{name}.yaml"
 
 
-def _help(purpose: str, file: Path) -> str:
+def _help(purpose: str, methods: str, file: Path) -> str:
     """The template of --help: what Hydra and OmegaConf would replace in it stays as it is."""
     keys = file.read_text(encoding="utf-8")
     how_much = terminal.HOW_MUCH.replace("\n", "\n    ")
-    text = HELP.format(purpose=purpose, file=_short(file), keys=keys, how_much=how_much)
+    given = {"purpose": purpose, "methods": methods, "how_much": how_much, "keys": keys}
+    text = HELP.format(file=_short(file), **given)
     return text.replace("$", "$$").replace("${", "\\${")
 
 

@@ -107,6 +107,8 @@ def test_the_keys_of_a_search_are_checked():
         settings(doses=[0.1, -0.1])
     with pytest.raises(ValueError, match=r"gate must be left out of a search.*got my/detector"):
         settings(gate="my/detector")
+    with pytest.raises(ValueError, match=r"multipliers must be left out .*: doses are what it tri"):
+        settings(multipliers=[4], strength="absolute")
     with pytest.raises(ValueError, match="budget_minutes must be above 0"):
         settings(budget_minutes=0)
 

@@ -270,7 +270,7 @@ def test_keys_come_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("STEER_API_KEYS", "from the environment, ")
     settings = ServeSettings(vector_dir="vectors", api_key_file=str(tmp_path / "keys"))
     keys = Keys.of(settings)
-    for key in ("from the file, first", "from the file, second"):
+    for key in ("from the file, first", "from the file, second", "from the environment"):
         assert keys.fit(f"Bearer {key}")
     assert not keys.fit("Bearer ")
     assert not keys.anonymous

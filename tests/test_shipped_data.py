@@ -109,10 +109,9 @@ def test_caa_files_are_pairs_of_letters():
             (rows,) = real("caa", part.format(behaviour), "psychopathy", "train").values()
             assert all(is_pair(row) for row in rows)
             counts[behaviour, part.split("/")[0]] = len(rows)
-            letters = Counter(row["matching"] for row in rows)
+            assert {row["matching"] for row in rows} <= {f"({letter})" for letter in "ABCDEFGH"}
     assert counts["survival-instinct", "generate"] == 903
     assert all(counts[key] > 0 for key in counts)
-    assert letters.keys() <= {"(A)", "(B)"}
     (asked,) = real(
         "caa",
         "test/refusal/test_dataset_open_ended.json",

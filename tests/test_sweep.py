@@ -106,7 +106,7 @@ def test_other_edits_and_several_layers_are_swept_too(model: SteeredModel):
     assert found[2].equal(found[0])
 
 
-def test_the_divergence_is_that_of_the_report(model: SteeredModel):
+def test_the_divergence_is_that_of_the_slow_loop_and_of_the_report(model: SteeredModel):
     texts = ["hello you", "why", "not so long", "the sixth"]
     rows = [model.tokenizer(text)["input_ids"] for text in texts]
     sweep = Sweep(model, [row[:1] for row in rows], [row[1:] for row in rows])
@@ -114,6 +114,17 @@ def test_the_divergence_is_that_of_the_report(model: SteeredModel):
     reported = [divergence(model, texts, setting) for setting in [[], *settings()]]
     torch.testing.assert_close(found, torch.tensor(reported), rtol=1e-3, atol=1e-5)
     assert found[0] == 0
+    unit = OTHER / OTHER.norm()
+    edits = {
+        0: lambda hidden: hidden - (hidden @ unit)[:, None] * unit,
+        2: lambda hidden: hidden + VECTOR,
+    }
+    both = [EditLayer(0, ProjectOut(OTHER)), EditLayer(2, Add(VECTOR))]
+    total = 0.0
+    for row in rows:
+        plain, other = (full_logits(model, row, e).log_softmax(-1) for e in ({}, edits))
+        total += float((plain.exp() * (plain - other)).sum())
+    assert sweep.run([both], kl_sum).sum().item() == pytest.approx(total, rel=1e-3)
 
 
 def test_the_divergence_is_the_same_where_prompts_are_read_once(model: SteeredModel):

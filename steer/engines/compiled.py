@@ -143,7 +143,7 @@ class CompiledEngine:
 
 
 def bucket(tokens: int) -> int:
-    """`tokens` rounded up, by a third at most where they are many: so that few graphs are made."""
+    """`tokens` rounded up, by a half at most where they are many: so that few graphs are made."""
     step = max(FEWEST_COLUMNS, 1 << max((tokens - 1).bit_length() - 2, 0))
     return -(-tokens // step) * step
 

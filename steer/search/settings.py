@@ -16,6 +16,13 @@ from steer.secrets import refuse_secrets
 TRAINABLE = [name for name, row in METHODS_CLASS_DICT.items() if hasattr(row.get("train"), "train")]
 USUAL = ["caa", "pca", "probe"]
 DOSES = [0.04, 0.08, 0.12, 0.17, 0.24, 0.34]
+# Keys of methods that a search does not follow, and what to do instead.
+LEFT_OUT = {
+    "gate": "left out of a search: give it to vectors_apply.py",
+    "multipliers": "left out of a search: doses are what it tries",
+    "strength": "left out of a search: doses are shares of the residual norm",
+    "direction_layer": "left out of a search: layers are what it tries",
+}
 
 
 @dataclass(kw_only=True)
@@ -50,7 +57,7 @@ class SearchSettings(ModelAndChat, Limits):
         data_source: `file`, `hub`, `sample` or `auto`.
         methods: To compare, each as its shipped method files say. Null is caa, pca and probe; for
             a bake-off all that learn from pairs.
-        layers: Decoder blocks; evenly spaced ones where null, as many as the budget allows.
+        layers: Decoder blocks; eight evenly spaced ones where null.
         doses: Strengths, as shares of the layer's residual norm. Methods that do not add a vector
             take multiples of what their method file says instead.
         positions: Tokens to steer, each tried: names as in method files.
@@ -95,8 +102,8 @@ class SearchSettings(ModelAndChat, Limits):
             check_value(name, value, "a list of one or more", value is None or bool(value))
         check_value("doses", self.doses, "numbers above 0", all(dose > 0 for dose in self.doses))
         check_value("layers", self.layers, "null or one or more", self.layers != [])
-        gate, wanted = self.more.get("gate"), "left out of a search: give it to vectors_apply.py"
-        check_value("gate", gate, wanted, gate is None)
+        for name, wanted in LEFT_OUT.items():
+            check_value(name, self.more.get(name), wanted, self.more.get(name) is None)
         check_value("budget_minutes", self.budget_minutes, "above 0", self.budget_minutes > 0)
         some = self.budget_tokens is None or self.budget_tokens > 0
         check_value("budget_tokens", self.budget_tokens, "null or above 0", some)

@@ -78,6 +78,9 @@ class ServeSettings(ModelSource, EngineOptions, Limits):
         check_value(
             "compile", self.compile, "false: the server has no compiled steps", not self.compile
         )
+        wanted = "auto with engine: vllm, where vllm_params={max_num_seqs: 4} says it"
+        own = self.engine == "vllm" and self.batch_size != "auto"
+        check_value("batch_size", self.batch_size, wanted, not own)
         check_value("port", self.port, "0 to 65535", 0 <= self.port < 65536)
         if self.allow_anonymous and not self.is_local:
             raise ValueError(
