@@ -30,6 +30,7 @@ from steer.models import (
 from steer.models.column_cache import FEWEST_SPARE
 from steer.models.continuous import ContinuousDecoder
 from steer.models.generation import settings_of
+from steer.models.next_token import NextTokens
 from steer.models.request import Manner, Request, can_refill, request_of
 from steer.models.tally import Tally
 
@@ -291,6 +292,31 @@ def test_memory_that_is_not_enough_is_an_error_where_nothing_can_be_halved(model
         with pytest.raises(torch.OutOfMemoryError):
             drain(decoder, requests_of(model))
         assert hooks_on(model.model) == []
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_pass_that_failed_behind_its_cache_leaves_nothing_to_later_requests(
+    model: SteeredModel, monkeypatch: pytest.MonkeyPatch, under_way: bool
+):
+    requests = requests_of(model)
+    decoder, choose, failed = ContinuousDecoder(model, 4, fixed=True), NextTokens.__call__, []
+
+    def fails_once(self: NextTokens, scores: Tensor) -> Tensor:
+        new = not self.rows[0].said
+        if new and not failed and bool(decoder.running) == under_way:
+            failed.extend(self.rows)
+            raise torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory.")
+        return choose(self, scores)
+
+    monkeypatch.setattr(NextTokens, "__call__", fails_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        drain(decoder, requests)
+    assert failed
+    for request in requests:
+        decoder.cancel(request.key)
+    assert decoder.step() == []
+    assert not decoder.busy
+    assert drain(decoder, requests) == {one.key: alone(model, one) for one in requests}
 
 
 # ---- as a server uses it ----
