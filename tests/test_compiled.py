@@ -169,6 +169,17 @@ def test_a_gpu_replays_graphs():
 
 
 @pytest.mark.slow
+def test_a_row_that_overflows_leaves_nothing_to_the_next_in_its_place(llama: SteeredModel):
+    # In float32 that is infinity, and no number in keys and values of the blocks behind it.
+    recipes: list[Recipe] = [PLAIN, [EditLayer(0, Add(torch.full((16,), 3e38), 10.0))]]
+    engine, plain = engine_of(llama, recipes), truths(llama, [PLAIN])
+    for given in (recipes, recipes[::-1], [PLAIN]):  # frames are kept between calls
+        found = answers(engine, given)
+        rows = [row for row in range(len(PROMPTS)) if given[row % len(given)] is PLAIN]
+        assert [found[row] for row in rows] == [plain[row] for row in rows]
+
+
+@pytest.mark.slow
 def test_edits_that_are_called_from_the_graph(llama: SteeredModel):
     recipes = list(OTHERS.values())
     found = answers(engine_of(llama, recipes), recipes)

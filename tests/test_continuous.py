@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import slow_but
-from tiny import byte_tokenizer, hooks_on, ids_of, kept, steered, tiny_config
+from tiny import (
+    adding,
+    byte_tokenizer,
+    full_logits,
+    hooks_on,
+    ids_of,
+    kept,
+    steered,
+    tiny_config,
+)
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -102,6 +111,22 @@ def test_the_number_of_rows_and_the_order_have_no_say(model: SteeredModel, rows:
     requests = requests_of(model, [[EditLayer(1, Add(vector))] for vector in VECTORS])
     expected = drain(ContinuousDecoder(model, 3), requests)
     assert drain(ContinuousDecoder(model, rows), requests[::-1]) == expected
+
+
+def test_a_row_that_overflows_leaves_nothing_to_the_next_in_its_place(model: SteeredModel):
+    # In float32 that is infinity, and no number in keys and values of the blocks behind it.
+    huge = torch.full((16,), 3e38)
+    far = EditLayer(0, Add(huge, 10.0))
+    edits = {0: adding(10 * huge, range(9))}
+    assert full_logits(model, PROMPTS[1], edits).isnan().all()
+    count = len(PROMPTS)
+    for rows, wide in ((2, range(1, count, 2)), (3, range(0, count, 2)), (4, [4, 7])):
+        requests = requests_of(model, [[far] if row in wide else [] for row in range(count)])
+        found = drain(ContinuousDecoder(model, rows), requests)
+        plain = [one for one in requests if not one.interventions]
+        assert {one.key: found[one.key] for one in plain} == {
+            one.key: alone(model, one) for one in plain
+        }
 
 
 def by_hand(model: SteeredModel, row: int, hidden: Any) -> list[int]:
