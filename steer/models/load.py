@@ -104,7 +104,9 @@ class ModelSource:
         """
         config, tokenizer = self._config(), self.tokenizer()
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=self._dtype())
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=self._dtype(), trust_remote_code=self.trust_remote_code
+            )
         place, options = self.place()
         # A model without a file of its own for generation is no error.
         with suppress(OSError):
