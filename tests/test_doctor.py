@@ -14,6 +14,7 @@ from tiny import full_logits, steered, tiny_config
 
 from steer.doctor import CHECKS, Result, diagnose
 from steer.doctor.__main__ import main
+from steer.doctor.folders import run_of
 from steer.generator import BaseVectorGenerator
 from steer.models import SteeredModel
 from steer.vectors import export_vectors, save_vectors
@@ -510,6 +511,18 @@ def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "which model layer_1.pt is for is not known" in printed
     assert "ok        dose" in printed
+
+
+def test_settings_hold_for_named_vectors_and_one_file_is_that_file(bench: Bench):
+    torch.save(bench.vector(), bench.vectors / "layer_2.pt")
+    cfg = bench.cfg | {"multipliers": 0, "positions": "generated", "gate": "my/detector"}
+    (half,) = [one.half for one in run_of(cfg, [VECTORS], "").methods.values()]
+    assert (half.layers, half.multipliers) == ([LAYER, 2], [0.0, 0.0])
+    assert (half.positions, half.gate) == ("generated", "my/detector")
+    (one,) = run_of(bench.cfg, [f"{VECTORS}/layer_2.pt"], "").methods.values()
+    assert (one.half.layers, one.half.multipliers) == ([2], [0.3])
+    with pytest.raises(ValueError, match="multipliers: one for each of 1 paths, or one: got"):
+        run_of(bench.cfg | {"multipliers": [1, 2]}, [VECTORS], "")
 
 
 @pytest.mark.slow
