@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from tiny import byte_tokenizer, full_logits, hooks_on, ids_of, steered, tiny_config
 from transformers import AutoModelForCausalLM, T5Config, dynamic_module_utils
+from transformers.models.auto import auto_factory
 
 import steer
 from steer.activations import contrast
@@ -260,10 +261,19 @@ def test_a_model_that_brings_its_code_is_known_without_its_weights(
     written["model_type"] = "of_its_own"
     written["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (folder / "config.json").write_text(json.dumps(written))
-    model = source(folder, trust_remote_code=True).structure()
-    assert type(model.model).__name__ == "OwnModel"
-    assert (model.depth, model.d_model) == (3, 16)
-    assert all(one.is_meta for one in model.model.parameters())
+    read, revisions = auto_factory.get_class_from_dynamic_module, []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        revisions.append(options.get("code_revision"))
+        return read(*given, **options)
+
+    monkeypatch.setattr(auto_factory, "get_class_from_dynamic_module", noted)
+    for _ in range(2):
+        model = source(folder, trust_remote_code=True, revision="v2").structure()
+        assert type(model.model).__name__ == "OwnModel"
+        assert (model.depth, model.d_model) == (3, 16)
+        assert all(one.is_meta for one in model.model.parameters())
+    assert set(revisions) == {"v2"}
     with pytest.raises(ValueError, match="no model can be read"):
         source(folder).structure()
 
