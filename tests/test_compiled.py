@@ -1,5 +1,7 @@
 """Compiled steps: what hooks say, in graphs that follow every change and are made once."""
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +33,7 @@ from steer.models import (
     TokenMask,
     generate_batches,
 )
+from steer.models.banks import summed
 from steer.models.compiled import CompiledModel
 from steer.models.tally import Tally
 from steer.saes import SAE
@@ -166,6 +169,17 @@ def test_a_gpu_replays_graphs():
     assert answers(engine, recipes) == truths(model, recipes)
     assert answers(engine, recipes[::-1]) == truths(model, recipes[::-1])
     assert all(frame._graph is not None for frame in engine.frames.values())
+
+
+@pytest.mark.slow
+def test_a_row_that_overflows_leaves_nothing_to_the_next_in_its_place(llama: SteeredModel):
+    # In float32 that is infinity, and no number in keys and values of the blocks behind it.
+    recipes: list[Recipe] = [PLAIN, [EditLayer(0, Add(torch.full((16,), 3e38), 10.0))]]
+    engine, plain = engine_of(llama, recipes), truths(llama, [PLAIN])
+    for given in (recipes, recipes[::-1], [PLAIN]):  # frames are kept between calls
+        found = answers(engine, given)
+        rows = [row for row in range(len(PROMPTS)) if given[row % len(given)] is PLAIN]
+        assert [found[row] for row in rows] == [plain[row] for row in rows]
 
 
 @pytest.mark.slow
@@ -324,6 +338,31 @@ def test_prompts_are_read_in_smaller_passes_when_memory_runs_out(
     engine.size = 4
     assert answers(engine, recipes, tally) == truths(llama, recipes)
     assert "out of memory with 4 prompts: going on with 2" in caplog.messages
+
+
+# ---- what is kept ----
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_gone_keeps_no_edit(llama: SteeredModel):
+    recipes = [OTHERS["clamp"]]
+    engine = engine_of(llama, recipes)
+    answers(engine, recipes)
+    bank: Any = engine.compiled.book.banks[2]
+    (edit,) = [weakref.ref(one) for one in bank.stages[0].edits if one is not None]
+    assert edit() is not None
+    del engine, bank
+    gc.collect()
+    assert edit() is None
+
+
+def test_additions_of_one_place_are_summed_in_float32_in_any_order():
+    low, high = V[0].to(torch.bfloat16), V[1]
+    for vectors in ((low, high), (high, low)):
+        (one,) = summed([Add(vector, 0.5) for vector in vectors])
+        assert isinstance(one, Add)
+        assert one.vector.dtype == torch.float32
+        assert torch.equal(one.vector, 0.5 * low.float() + 0.5 * high)
 
 
 # ---- what it cannot do ----

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import slow_but
-from tiny import byte_tokenizer, hooks_on, ids_of, kept, steered, tiny_config
+from tiny import (
+    adding,
+    byte_tokenizer,
+    full_logits,
+    hooks_on,
+    ids_of,
+    kept,
+    steered,
+    tiny_config,
+)
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,6 +39,7 @@ from steer.models import (
 from steer.models.column_cache import FEWEST_SPARE
 from steer.models.continuous import ContinuousDecoder
 from steer.models.generation import settings_of
+from steer.models.next_token import NextTokens
 from steer.models.request import Manner, Request, can_refill, request_of
 from steer.models.tally import Tally
 
@@ -101,6 +111,22 @@ def test_the_number_of_rows_and_the_order_have_no_say(model: SteeredModel, rows:
     requests = requests_of(model, [[EditLayer(1, Add(vector))] for vector in VECTORS])
     expected = drain(ContinuousDecoder(model, 3), requests)
     assert drain(ContinuousDecoder(model, rows), requests[::-1]) == expected
+
+
+def test_a_row_that_overflows_leaves_nothing_to_the_next_in_its_place(model: SteeredModel):
+    # In float32 that is infinity, and no number in keys and values of the blocks behind it.
+    huge = torch.full((16,), 3e38)
+    far = EditLayer(0, Add(huge, 10.0))
+    edits = {0: adding(10 * huge, range(9))}
+    assert full_logits(model, PROMPTS[1], edits).isnan().all()
+    count = len(PROMPTS)
+    for rows, wide in ((2, range(1, count, 2)), (3, range(0, count, 2)), (4, [4, 7])):
+        requests = requests_of(model, [[far] if row in wide else [] for row in range(count)])
+        found = drain(ContinuousDecoder(model, rows), requests)
+        plain = [one for one in requests if not one.interventions]
+        assert {one.key: found[one.key] for one in plain} == {
+            one.key: alone(model, one) for one in plain
+        }
 
 
 def by_hand(model: SteeredModel, row: int, hidden: Any) -> list[int]:
@@ -291,6 +317,31 @@ def test_memory_that_is_not_enough_is_an_error_where_nothing_can_be_halved(model
         with pytest.raises(torch.OutOfMemoryError):
             drain(decoder, requests_of(model))
         assert hooks_on(model.model) == []
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_pass_that_failed_behind_its_cache_leaves_nothing_to_later_requests(
+    model: SteeredModel, monkeypatch: pytest.MonkeyPatch, under_way: bool
+):
+    requests = requests_of(model)
+    decoder, choose, failed = ContinuousDecoder(model, 4, fixed=True), NextTokens.__call__, []
+
+    def fails_once(self: NextTokens, scores: Tensor) -> Tensor:
+        new = not self.rows[0].said
+        if new and not failed and bool(decoder.running) == under_way:
+            failed.extend(self.rows)
+            raise torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory.")
+        return choose(self, scores)
+
+    monkeypatch.setattr(NextTokens, "__call__", fails_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        drain(decoder, requests)
+    assert failed
+    for request in requests:
+        decoder.cancel(request.key)
+    assert decoder.step() == []
+    assert not decoder.busy
+    assert drain(decoder, requests) == {one.key: alone(model, one) for one in requests}
 
 
 # ---- as a server uses it ----

@@ -1,6 +1,9 @@
 """From a name or a path to a model: errors, shared weights, several devices, quantised weights."""
 
 import gc
+import json
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tiny import byte_tokenizer, full_logits, hooks_on, ids_of, steered, tiny_config
-from transformers import AutoModelForCausalLM, T5Config
+from transformers import AutoModelForCausalLM, T5Config, dynamic_module_utils
+from transformers.models.auto import auto_factory
 
 import steer
 from steer.activations import contrast
@@ -232,6 +236,46 @@ def test_settings_reach_from_pretrained(tiny_folder: Path, monkeypatch: pytest.M
     source(tiny_folder, device_map="auto", trust_remote_code=True).load()
     assert asked.options["device_map"] == "auto"
     assert asked.options["trust_remote_code"] is True
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "of_its_own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_that_brings_its_code_is_known_without_its_weights(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    folder = tmp_path / "own_model"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "own.py").write_text(OWN_CODE)
+    written = json.loads((folder / "config.json").read_text())
+    written["model_type"] = "of_its_own"
+    written["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(written))
+    read, revisions = auto_factory.get_class_from_dynamic_module, []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        revisions.append(options.get("code_revision"))
+        return read(*given, **options)
+
+    monkeypatch.setattr(auto_factory, "get_class_from_dynamic_module", noted)
+    for _ in range(2):
+        model = source(folder, trust_remote_code=True, revision="v2").structure()
+        assert type(model.model).__name__ == "OwnModel"
+        assert (model.depth, model.d_model) == (3, 16)
+        assert all(one.is_meta for one in model.model.parameters())
+    assert set(revisions) == {"v2"}
+    with pytest.raises(ValueError, match="no model can be read"):
+        source(folder).structure()
 
 
 @pytest.mark.parametrize("kind", ["mapping", "object", "omegaconf"])

@@ -15,12 +15,16 @@ import httpx
 import pytest
 import torch
 from serving import KEY, MODEL, Served, serving, until
+from tiny import kept
 
 from steer.models import SteeredModel
 from steer.models.continuous import ContinuousDecoder
 from steer.serve.decoders import engine_of
 from steer.serve.keys import Keys
+from steer.serve.reading import Reader
+from steer.serve.schema import CompletionRequest
 from steer.serve.settings import ServeSettings
+from steer.serve.steering import Steering
 
 LIMITS = {
     "max_loaded": 4,
@@ -136,6 +140,27 @@ def test_a_request_that_is_too_large_or_no_json_has_a_status_of_its_own(served: 
 def test_a_prompt_that_is_too_long_is_named_as_what_it_is(served: Served):
     given = {"model": MODEL, "prompt": ["x", "x" * 60]}
     assert refused(served, given, 400, "completions")["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("most", "window", "given", "limit"),
+    [
+        (40, None, {}, 16),
+        (8, None, {}, 8),
+        (8, None, {"max_tokens": 7}, 7),
+        (40, 50, {}, 16),
+        (40, 15, {}, 5),
+        (40, 40, {"max_tokens": 30}, 30),
+    ],
+)
+def test_a_completion_that_says_no_limit_gets_what_there_is_room_for(
+    most: int, window: int | None, given: dict[str, Any], limit: int
+):
+    settings = ServeSettings(vector_dir="vectors", device="cpu", max_answer_tokens=most)
+    request = CompletionRequest(model=MODEL, prompt=["x" * 10], **given)
+    reader = Reader(kept("llama"), settings, window)
+    (asked,) = reader.asked(reader.plain(request), request, Steering([], []))
+    assert asked.limit == limit
 
 
 def test_routes_and_models_that_are_not_there(served: Served):

@@ -6,7 +6,9 @@ every token by the slot that the token is in; slots are filled, changed and clea
 """
 
 from collections.abc import Sequence
+from itertools import count
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -179,8 +181,8 @@ class Calls(nn.Module):
         super().__init__()
         self.abilities = (ANY,)
         self.edits: list[Edit | None] = [None] * slots
-        self.number = len(_stages)
-        _stages.append(self)
+        self.number = next(_numbers)
+        _stages[self.number] = self
 
     def forward(self, hidden: Tensor, slot: Tensor) -> Tensor:
         """`hidden` [tokens, d], float32, edited."""
@@ -191,8 +193,9 @@ class Calls(nn.Module):
         self.edits[slot] = edit
 
 
-# By number, because a graph can hold a number, but not an object.
-_stages: list[Calls] = []
+# By number, because a graph can hold a number, but not an object; a bank keeps its stages alive.
+_stages: WeakValueDictionary[int, Calls] = WeakValueDictionary()
+_numbers = count()
 
 
 @torch.library.custom_op("steer::call", mutates_args=())
@@ -216,7 +219,8 @@ def summed(edits: Sequence[Edit]) -> list[Edit]:
     left: list[Edit] = []
     for edit in edits:
         if left and type(edit) is Add and type(left[-1]) is Add:
-            left[-1] = Add(left[-1].change().float() + edit.change().float().to(left[-1].vector))
+            before = left[-1].change().float()
+            left[-1] = Add(before + edit.change().float().to(before.device))
         else:
             left.append(edit)
     return left

@@ -92,8 +92,11 @@ class ColumnCache(Cache):
         self._make_room(given, self.used + count, max(self.width, width))
         for layer, pair in zip(self.own, given, strict=True):
             for kept, more in zip(both(layer), pair, strict=True):
-                columns = slice(self.end - more.shape[2], self.end)
-                kept[self.used : self.used + count, :, columns] = more
+                rows = kept[self.used : self.used + count]
+                first = self.end - more.shape[2]
+                # A mask hides what rows before them left there, unless it is NaN.
+                rows[:, :, :first] = 0
+                rows[:, :, first : self.end] = more
         self.used += count
         self.width = max(self.width, width)
 

@@ -122,12 +122,12 @@ class ContinuousDecoder:
                 return self._begin()
             return self._continue() if self.running else []
         except RuntimeError as error:
-            self.pause()
+            self._begin_again()
             if self.fixed or self._tried == 1 or not out_of_memory(error):
                 raise
             self._halve()
         except BaseException:
-            self.pause()
+            self._begin_again()
             raise
         free_memory()
         return []
@@ -265,10 +265,17 @@ class ContinuousDecoder:
                 if row.request.key not in keys:
                     self.waiting.append(row)
 
-    def _halve(self) -> None:
-        """Go on with fewer rows; what was under way is read again, answers so far included."""
-        self.rows = self._tried // 2
-        log.warning("out of memory with %d rows: going on with %d", self._tried, self.rows)
+    def _begin_again(self) -> None:
+        """Let what was under way be read again, answers so far included.
+
+        A pass that failed may have left rows in the cache that are nobody's.
+        """
+        self.pause()
         self.waiting.extendleft(reversed(self.running))
         self.running = []
         self._cache.clear()
+
+    def _halve(self) -> None:
+        """Go on with fewer rows."""
+        self.rows = self._tried // 2
+        log.warning("out of memory with %d rows: going on with %d", self._tried, self.rows)

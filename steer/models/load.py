@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -104,7 +105,12 @@ class ModelSource:
         """
         config, tokenizer = self._config(), self.tokenizer()
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=self._dtype())
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=self._dtype(),
+                trust_remote_code=self.trust_remote_code,
+                **self._own_code(config),
+            )
         place, options = self.place()
         # A model without a file of its own for generation is no error.
         with suppress(OSError):
@@ -138,6 +144,13 @@ class ModelSource:
             raise self._unreadable(place, error) from error
         _refuse_encoder_decoder(self.model_name_or_path, config)
         return config
+
+    def _own_code(self, config: Any) -> dict[str, Any]:
+        """Options for code that the model brings itself: it is read at the model's revision."""
+        code = getattr(config, "auto_map", {}).get(AutoModelForCausalLM.__name__, "--")
+        # Code that is known, as after the first time, is not read and takes no revision.
+        known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "--" in code
+        return {} if known else {"code_revision": self.revision}
 
     def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         place, options = self.place()

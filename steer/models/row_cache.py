@@ -67,3 +67,5 @@ class RowCache(Cache):
                 source = (more.shape[2] - lengths[:, None] + columns).clamp(0, more.shape[2] - 1)
                 # Indexing puts the heads last: [rows, width, heads, d].
                 kept[rows, :, :width] = more[which, :, source].transpose(1, 2)
+                # A mask hides what rows before them left there, unless it is NaN.
+                kept[rows, :, width:] = 0

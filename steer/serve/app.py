@@ -125,19 +125,18 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         body = await body_of(request, ChatRequest, self.settings.max_body_kb)
-        return await self._answer(request, body, lambda: [self.reader.chat(body)], body.limit)
+        return await self._answer(request, body, lambda: [self.reader.chat(body)])
 
     async def complete(self, request: Request) -> Response:
         """Go on with a text."""
         body = await body_of(request, CompletionRequest, self.settings.max_body_kb)
-        return await self._answer(request, body, lambda: self.reader.plain(body), body.limit)
+        return await self._answer(request, body, lambda: self.reader.plain(body))
 
     async def _answer(
         self,
         request: Request,
         body: Generation,
         prompts_of: Callable[[], list[list[int]]],
-        limit: int | None,
     ) -> Response:
         if body.model != self.name:
             message = f"model: there is no model {body.model!r}, this server has {self.name!r}"
@@ -148,7 +147,7 @@ class Server:
         except ValueError as error:
             raise Refusal(400, f"steering: {error}", param="steering") from error
         prompts = await run_in_threadpool(prompts_of)
-        asked = self.reader.asked(prompts, limit, body, steering)
+        asked = self.reader.asked(prompts, body, steering)
         if self.engine.waiting + len(asked) > self.settings.max_waiting:
             raise Refusal(429, "too many answers wait already: ask again later", code="queue_full")
         read = sum(map(len, prompts))

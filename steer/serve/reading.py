@@ -85,7 +85,7 @@ class Reader:
         return [ChatFormat().encode(self.model.tokenizer, text) for text in completion.prompt]
 
     def asked(
-        self, prompts: Sequence[list[int]], limit: int | None, body: Generation, steering: Steering
+        self, prompts: Sequence[list[int]], body: Generation, steering: Steering
     ) -> list[Asked]:
         """The answers that a request asks for: `n` of the first prompt, then of the next.
 
@@ -109,7 +109,7 @@ class Reader:
         return [
             Asked(
                 prompt=prompt,
-                limit=self._limit(len(prompt), limit),
+                limit=self._limit(len(prompt), body),
                 seed=(seed, choice),
                 **values,
             )
@@ -117,12 +117,13 @@ class Reader:
             for choice in range(body.n)
         ]
 
-    def _limit(self, prompt: int, wanted: int | None) -> int:
-        most = self.settings.max_answer_tokens
+    def _limit(self, prompt: int, body: Generation) -> int:
+        most, wanted = self.settings.max_answer_tokens, body.limit
         if wanted is not None and wanted > most:
             raise _over("max_tokens", f"{wanted} is over max_answer_tokens, {most}")
+        usual = min(body.usual or most, most)
         if self.window is None:
-            return wanted or most
+            return wanted or usual
         room = self.window - max(prompt, 1)
         if room < (wanted or 1):
             raise Refusal(
@@ -132,7 +133,7 @@ class Reader:
                 param="max_tokens",
                 code="context_length_exceeded",
             )
-        return wanted or min(most, room)
+        return wanted or min(usual, room)
 
 
 def _apart(messages: Sequence[Message]) -> tuple[str, list[Message]]:

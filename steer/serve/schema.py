@@ -1,6 +1,6 @@
 """What a request's JSON may hold; anything else is refused by name."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -61,6 +61,9 @@ class StreamOptions(Body):
 class Generation(Body):
     """What chats and completions share; temperature 0 takes the likeliest token each time."""
 
+    # Most tokens of an answer where the request does not say; None is as many as there may be.
+    usual: ClassVar[int | None] = None
+
     model: str
     n: int = Field(1, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -74,6 +77,11 @@ class Generation(Body):
     presence_penalty: Nothing = 0.0
     user: str | None = None
     steering: Annotated[SteeringSpec, BeforeValidator(_spelt_out)] = SteeringSpec()
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer, where the request says."""
+        return self.max_tokens
 
 
 class TextPart(Body):
@@ -107,19 +115,17 @@ class ChatRequest(Generation):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of the answer, where the request says."""
+        """Most tokens of an answer, where the request says."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class CompletionRequest(Generation):
     """Of POST /v1/completions."""
 
-    prompt: Annotated[Texts, Field(min_length=1)]
+    # As in OpenAI's.
+    usual: ClassVar[int | None] = 16
 
-    @property
-    def limit(self) -> int:
-        """Most tokens of an answer; 16 as in OpenAI's where the request does not say."""
-        return self.max_tokens or 16
+    prompt: Annotated[Texts, Field(min_length=1)]
 
 
 class LoadRequest(Body):
