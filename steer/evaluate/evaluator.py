@@ -98,13 +98,14 @@ class Evaluator:
         return found.as_dict()
 
     def evaluate_from_file(
-        self, path: str | Path | None = None, concept: str | None = None
+        self, path: str | Path | None = None, concept: str | None = None, name: str | None = None
     ) -> dict[str, Any]:
         """Figures of one result file; written to `<results_dir>/<data set>_evaluation.json`.
 
         Args:
             path: The file; without it `generation_dataset_path`.
             concept: As for `evaluate`.
+            name: Of the data set, `a/b` too; without it the file's own.
 
         Raises:
             ValueError: The file is no result file, or there are several.
@@ -113,8 +114,8 @@ class Evaluator:
         files = self._files(path)
         if len(files) > 1:
             raise ValueError(f"{path} holds {len(files)} result files: use evaluate_all")
-        ((name, file),) = files.items()
-        return self._saved(name, self._file(file, concept))
+        ((own, file),) = files.items()
+        return self._saved(name or own, self._file(file, concept))
 
     def evaluate_from_direct(
         self, results: Results, dataset_name: str, concept: str | None = None
