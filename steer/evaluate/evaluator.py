@@ -14,6 +14,7 @@ from steer.evaluate.options import Options
 from steer.evaluate.plots import PRICE, STRENGTH, write_plot
 from steer.evaluate.reading import (
     STEERED,
+    circumstances,
     dataset_name,
     read_results,
     read_sides,
@@ -173,8 +174,9 @@ class Evaluator:
         )
 
     def _file(self, file: Path, concept: str | None) -> dict[str, Any]:
-        told = strengths(file)  # first: an error there costs no scores
-        return self.evaluate(read_results(file), dataset_name(file), concept) | {"strengths": told}
+        # First: an error there costs no scores.
+        told = {"strengths": strengths(file), "run": circumstances(file)}
+        return self.evaluate(read_results(file), dataset_name(file), concept) | told
 
     def _saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         if self.options.save_results:
