@@ -14,20 +14,21 @@ from steer.secrets import redacted
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+# Of a row, for metrics: as it stands there, where it does.
+KEPT = ("choices", "concept")
 
 
 def record(row: Row, number: int, found: Mapping[str, Answer], responses: int) -> Record:
     """What is kept of row `number`; `found` are the answers by job name, `<row>/<response>`."""
     answers = [found.get(f"{number}/{r}", found[f"{number}/0"]) for r in range(responses)]
     plain = found.get(f"{number}/orig")
-    choices = {"choices": row["choices"]} if "choices" in row else {}
     return {
         "input": row["input"],
         "orig_pred": [] if plain is None else [plain.text],
         "pred": [answer.text for answer in answers],
         "reference_response": row.get("reference_response"),
         "complete_output": [answer.complete for answer in answers],
-        **choices,
+        **{key: row[key] for key in KEPT if key in row},
     }
 
 

@@ -76,7 +76,8 @@ def show_evaluation(applier: BaseVectorApplier, names: Iterable[str]) -> None:
     evaluator = evaluator_of(applier.settings)
     if evaluator is not None:
         paths = {name: applier.results_path(name) for name in names}
-        show_figures({n: evaluator.evaluate_from_file(path) for n, path in paths.items()})
+        # By name: data sets of several concepts have files of the same stem.
+        show_figures({n: evaluator.evaluate_from_file(p, name=n) for n, p in paths.items()})
 
 
 def side_by_side(

@@ -117,6 +117,20 @@ def test_columns_are_named_and_fields_told(here: Path, capsys: pytest.CaptureFix
     assert read_rows(here / "kept.jsonl")[0] == {"words": "a very fine film indeed", "mark": "1"}
 
 
+@pytest.mark.parametrize("lines", ["yes,yes\n", "input,label\nyes,1\n"])
+def test_named_columns_go_with_one_line_equal_cells_and_their_own_header(
+    here: Path, capsys: pytest.CaptureFixture[str], lines: str
+):
+    (here / "bare.csv").write_text(lines, encoding="utf-8")
+    # This one names its own fields.
+    write(here / "held.jsonl", [{"input": "Yes"}])
+    arguments = ["bare.csv", "--columns", "input,label", "--held-out", "held.jsonl"]
+    assert main(["check", *arguments]) == 1
+    printed = capsys.readouterr().out
+    assert "bare.csv: 1 row, inputs (input, label)" in printed
+    assert "held out too: 1 row" in printed
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -124,7 +138,8 @@ def test_columns_are_named_and_fields_told(here: Path, capsys: pytest.CaptureFix
         (["broken.txt"], r"error: .*cannot read '\.txt' files"),
         (["clean.jsonl", "--fields", "matching"], "--fields takes OURS=THEIRS.*: got 'matching'"),
         (["clean.jsonl", "--fields", "mtching=a"], "unknown field 'mtching'.*'matching'"),
-        (["clean.jsonl", "--columns", "a,b"], r"--columns names 2, .*clean\.jsonl has 3"),
+        (["clean.jsonl", "--columns", "a,b"], r"--columns is for \.csv and \.tsv .*by --fields"),
+        (["bare.csv", "--columns", "a,b"], r"bare\.csv row 1 has 3 fields, .* has 2: a, b"),
         (["clean.jsonl", "--drop", "out.csv"], r"--drop writes \.jsonl files: got out\.csv"),
         (["clean.jsonl", "--drop", "./clean.jsonl"], "would write over clean.jsonl: give another"),
         (["same.jsonl", "--drop", "out.jsonl"], "would leave no row of same.jsonl"),
@@ -136,6 +151,7 @@ def test_what_it_cannot_do_is_one_line_and_2(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     (here / "broken.txt").write_text("x", encoding="utf-8")
+    (here / "bare.csv").write_text("x,y,z\n", encoding="utf-8")
     write(here / "same.jsonl", BROKEN[3:])
     assert main(["check", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

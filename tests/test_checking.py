@@ -13,6 +13,7 @@ from tiny import byte_tokenizer
 
 import steer.datasets
 from steer.datasets import Finding, check_rows, warnings_of
+from steer.datasets.checking import as_columns
 from steer.datasets.checks import CHECKS
 from steer.datasets.reading import read_rows
 from steer.models import SteeredModel
@@ -64,6 +65,7 @@ FOUND: list[tuple[str, Sequence[Any], str, tuple[int, ...], str]] = [
     ("missing", pairs(pair(" \n", "y")), ERROR, (5,), "'matching' is empty"),
     ("missing", pairs(pair("x", "y", " ")), WARNING, (5,), "'question' is empty"),
     ("missing", [{"matching": "x"}], ERROR, (1,), "'not_matching' is missing in 1 of 1 row"),
+    ("missing", [{"output": "x"}, {"output": " "}], ERROR, (2,), "'output' is empty in 1 of 2"),
     ("missing as word", pairs(pair("NaN", "y")), WARNING, (5,), "is the word nan or null"),
     ("not text", pairs(pair("x", 5)), ERROR, (5,), "'not_matching' is not text in 1 row"),
     ("not text", pairs(pair("x", "\ud83d")), ERROR, (5,), "'not_matching' is not proper Unicode"),
@@ -98,6 +100,10 @@ FOUND: list[tuple[str, Sequence[Any], str, tuple[int, ...], str]] = [
     (
         *("contradictions", pairs(pair("Yes", "No", "Is it?"), pair("No", "Yes", "Is it?"))),
         *(ERROR, (5, 6), "matching in one row"),
+    ),
+    (
+        *("contradictions", [{"matching": "Of course."}, {"not_matching": "of COURSE."}]),
+        *(ERROR, (1, 2), "matching in one row and not_matching in another: 2 rows"),
     ),
     (
         *("contradictions", [*labelled(0, 1), {"text": "It was  Amber.", "label": 1}]),
@@ -140,6 +146,8 @@ NOT_FOUND: list[tuple[str, Sequence[Any]]] = [
     ("unknown fields", [{"prompt": "x", "1": "0"}]),
     ("missing", [{"matching": "x", "not_matching": "y"}] * 2),
     ("missing", [pair("x", "y", "")] * 2),
+    ("missing", [{"matching": "x"}, {"not_matching": "y"}]),
+    ("missing", [{"matching": "x", "not_matching": None}, {"matching": None, "not_matching": "y"}]),
     ("missing as word", pairs(pair("None", "Nantes"))),
     ("not text", [asked("x", 5), asked("é\U0001f600", True)]),
     ("nested", [asked("x", ["a", "b"][0])]),
@@ -160,6 +168,7 @@ NOT_FOUND: list[tuple[str, Sequence[Any]]] = [
     ("contradictions", pairs(pair("It is the same.", "It is the same."))),
     ("contradictions", pairs(pair("I cannot.", "Sure.", "Rob?"), pair("Yes", "I cannot.", "Eat?"))),
     ("contradictions", labelled(0, 1, 1)),
+    ("duplicates", [asked("Tea?", None, concept=one) for one in ("tea", "the sea")]),
     ("length", [pair(w * 2, w) for w in WORDS[:4]] + [pair(w, w * 2) for w in WORDS[4:8]]),
     ("length", [pair(w * 2, w) for w in WORDS[:7]]),
     ("length", [pair(w + "..", w + ".") for w in WORDS]),
@@ -253,6 +262,26 @@ def test_labelled_texts_and_inputs_leak_by_their_text():
     assert finding.rows == (2,)
 
 
+@pytest.mark.parametrize("more", [{"concept_id": 3}, {"choices": ["x", "y"]}])
+def test_a_field_of_one_side_alone_hides_no_leak(more: dict[str, Any]):
+    rows = [{**row, **more} for row in HELD_OUT]
+    for here, there in ((rows, HELD_OUT), (HELD_OUT, rows)):
+        (finding,) = found_by("leakage", here, held_out=there)
+        assert (finding.level, finding.rows) == ("error", (1, 2))
+    other = [{**row, "concept_id": 4} for row in HELD_OUT]
+    same = [{**row, "concept_id": 4, **more} for row in HELD_OUT]
+    assert bool(found_by("leakage", same, held_out=other)) == ("choices" in more)
+
+
+def test_single_answers_and_outputs_leak_by_what_they_answer():
+    rows = [{"matching": "Well, yes."}, {"not_matching": "No."}]
+    (finding,) = found_by("leakage", rows, held_out=[{"matching": "x"}, {"not_matching": "no."}])
+    assert (finding.level, finding.rows) == ("error", (2,))
+    rows = [{"output": "Yes.", "prompt": word} for word in WORDS[:2]] + [{"output": "Yes."}]
+    (finding,) = found_by("leakage", rows, held_out=[*rows[1:2], {"output": "No."}])
+    assert (finding.level, finding.rows) == ("error", (2,))
+
+
 def test_held_out_rows_of_unknown_fields_are_an_error_and_not_no_leak():
     (finding,) = check_rows(pairs(), held_out=[{"a": "I like the amber."}])
     assert finding.what == "held out: no field has a name that is known: the rows have ['a']"
@@ -272,6 +301,26 @@ def test_held_out_rows_of_unknown_fields_are_an_error_and_not_no_leak():
 def test_fields_are_found_by_the_names_that_others_give_them(row: dict[str, str]):
     (finding,) = check_rows([row])
     assert finding.check == "identical pairs"
+
+
+@pytest.mark.parametrize(
+    "rows, kind, fields",
+    [
+        ([{"chosen": "x"}, {"rejected": "y"}], "single answers", ["matching", "not_matching"]),
+        ([{"matching": "x"}], "pairs", ["matching"]),
+        ([pair("x", None), pair(None, "y"), pair("x", "y")], "pairs", list(pair("x", "y"))),
+        ([{"output": "x"}], "outputs", ["output"]),
+        ([{"output": "x", "prompt": "p"}, {"output": "y"}], "outputs", ["output", "prompt"]),
+        ([{"output": "x", "instruction": "p"}], "inputs", ["input", "reference_response"]),
+        ([{"output": "x", "text": "y"}], "texts", ["text"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_kinds_are_told_apart_by_what_rows_have(
+    rows: list[dict[str, Any]], kind: str, fields: list[str]
+):
+    found = as_columns(rows)
+    assert (found.kind, sorted(found.fields)) == (kind, sorted(fields))
 
 
 def test_fields_can_be_told_and_may_be_nested():

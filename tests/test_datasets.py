@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
+from omegaconf import OmegaConf
 
 from steer import prepare_generation_datasets, prepare_train_dataset
 from steer.datasets import DatasetLoader, named_rows
@@ -171,11 +172,22 @@ def test_told_fields_are_taken(tmp_path: Path):
     assert made == {"my": [{"question": "1", "matching": "2", "not_matching": "3"}]}
 
 
-def test_inputs_of_ones_own_keep_reference_and_choices(tmp_path: Path):
+def test_lists_of_fields_are_taken_of_a_scripts_config(tmp_path: Path):
+    path = tmp_path / "quiz.csv"
+    path.write_text("q,a,b\nWhich?,one,two\n")
+    fields = {"input": "q", "choices": ["a", "b"]}
+    cfg = OmegaConf.create({"generation_data": str(path), "generation_fields": fields})
+    (row,) = prepare_generation_datasets(cfg)["quiz"]
+    assert row == {"input": "Which?", "choices": ["one", "two"]}
+
+
+def test_inputs_of_ones_own_keep_what_metrics_read(tmp_path: Path):
     path = tmp_path / "my.json"
-    path.write_text(json.dumps([{"question": "q", "answer": "a", "options": ["x", "y"]}]))
+    about = {"question": "q", "answer": "a", "options": ["x", "y"], "concept": "tea"}
+    path.write_text(json.dumps([{**about, "id": 3}]))
     made = prepare_generation_datasets({"generation_data": str(path)})
-    assert made == {"my": [{"input": "q", "reference_response": "a", "choices": ["x", "y"]}]}
+    kept = {"input": "q", "reference_response": "a", "choices": ["x", "y"], "concept": "tea"}
+    assert made == {"my": [kept]}
 
 
 def test_rows_may_have_one_side_each(tmp_path: Path):

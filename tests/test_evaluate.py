@@ -36,12 +36,13 @@ def row(pred: Any, orig: Any = None, **more: Any) -> dict[str, Any]:
 ROWS = [row("a a a a", "a b c d"), row("a b", "a b c"), row([], "z")]
 
 
-def write(path: Path, rows: Any, **run: Any) -> Path:
+def write(path: Path, rows: Any, model: str = "tiny", **run: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
     if run:
         beside = path.with_name(path.name.replace("_results", "_run"))
-        beside.write_text(json.dumps({"run": {"settings": {"methods": run}}}))
+        about = {"data": {"name": "mine"}, "model": {"id": model}, "settings": {"methods": run}}
+        beside.write_text(json.dumps({"run": about}))
     return path
 
 
@@ -228,7 +229,9 @@ def test_a_folder_is_evaluated_with_folders_kept_apart(tmp_path: Path):
     )
     found = evaluator.evaluate_all()
     assert list(found) == ["caa_1/mine", "caa_3/mine", "more"]
-    assert read(out / "caa_3" / "mine_evaluation.json")["strengths"] == {"caa": 3.0}
+    written = read(out / "caa_3" / "mine_evaluation.json")
+    assert written["strengths"] == {"caa": 3.0}
+    assert written["run"] == {"data": "mine", "model": "tiny", "methods": {"caa": {}}}
     lines = list(csv.DictReader((out / "evaluation.csv").read_text().splitlines()))
     assert [line["results"] for line in lines] == [name for name in found for _ in range(3)]
     assert float(lines[0]["difference"]) == found["caa_1/mine"]["difference"]["dist-1"]["mean"]
@@ -290,6 +293,64 @@ def test_figures_are_drawn_against_perplexity_in_the_order_of_strength(tmp_path:
     for against in ("perplexity", "strength"):
         assert write_plot(found, tmp_path / f"{against}.png", against)
         assert (tmp_path / f"{against}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_strengths_need_no_perplexity():
+    found = {f"{n}/mine": swept(float(n), positive=n / 10) for n in (2, 1)}
+    assert effects(found) == {}
+    (points,) = effects(found, "strength")["positive"].values()
+    assert [(p.strength, p.price, p.figure) for p in points] == [(1, None, 0.1), (2, None, 0.2)]
+
+
+def test_a_series_is_of_one_model_the_same_layers_and_one_kind_of_strength(tmp_path: Path):
+    runs = {
+        "a/1": ("small", {"multipliers": [2.0], "layers": [15], "strength": "absolute"}),
+        "a/2": ("small", {"multipliers": [0.12], "layers": [15], "strength": "relative"}),
+        "a/3": ("small", {"multipliers": [0.2], "layers": [15], "strength": "relative"}),
+        "b": ("large", {"multipliers": [0.2], "layers": [12, 13], "strength": "relative"}),
+    }
+    for place, (model, half) in runs.items():
+        write(tmp_path / place / "mine_results.json", ROWS, model, caa=half)
+    evaluator = Evaluator(
+        eval_methods="distinctness", generation_dataset_path=tmp_path, save_results=False
+    )
+    lines = effects(evaluator.evaluate_all(), "strength")["dist-1"]
+    assert {name: [point.strength for point in line] for name, line in lines.items()} == {
+        "mine, caa, small, layers 15, absolute": [2.0],
+        "mine, caa, small, layers 15, relative": [0.12, 0.2],
+        "mine, caa, large, layers 12, 13, relative": [0.2],
+    }
+
+
+@pytest.mark.slow
+def test_a_series_has_one_colour_and_a_place_in_the_legend_whatever_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    caplog.set_level(logging.INFO)
+    # The first panel has one series alone, the last ones the other.
+    figures = {"early": ["f0", "f1"], "late": ["f1", *(f"g{n}" for n in range(12))]}
+    found = {
+        f"{place}/{name}": swept(strength, **dict.fromkeys(those, 0.5))
+        for place, strength in (("x", 1.0), ("y", 2.0))
+        for name, those in figures.items()
+    }
+    assert write_plot(found, tmp_path / "all.png", "strength")
+    assert "all.png has 12 figures, and not g10, g11" in caplog.text
+    (sheet,) = drawn
+    colours = {
+        (line.get_label(), line.get_color()) for panel in sheet.axes for line in panel.get_lines()
+    }
+    assert len(colours) == 2
+    (legend,) = sheet.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["early, caa", "late, caa"]
+    shown = {
+        (text.get_text(), line.get_color())
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert shown == colours
 
 
 def test_without_strengths_there_is_no_plot_against_them(tmp_path: Path):

@@ -18,6 +18,7 @@ from tiny import steered, tiny_config
 from torch import Tensor
 
 from steer import METHODS_CLASS_DICT, BaseVectorApplier, BaseVectorGenerator
+from steer.evaluate.reading import read_sides
 from steer.models import GENERATED, PROMPT, Add, EditLayer, SteeredModel
 from steer.models.interventions import cancels
 from steer.models.tally import Tally
@@ -513,6 +514,16 @@ def test_a_result_file_has_the_documented_form(model: SteeredModel, tmp_path: Pa
     assert data.startswith(b'[\n    {\n        "input": "Hello",\n        "orig_pred": [\n')
     assert "Où ça, là-bas ?".encode() in data
     assert b"\r" not in data
+
+
+def test_results_keep_the_concept_that_a_judge_looks_for(model: SteeredModel, tmp_path: Path):
+    applier = caa(model, tmp_path)
+    applier.apply_vectors(VECTORS)
+    rows = [{"input": "Hello", "concept": "tea", "concept_id": 3}, INPUTS[0]]
+    records = applier.generate({"kind": rows}, save_results=False)["kind"]
+    assert [record.get("concept") for record in records] == ["tea", None]
+    first, second = read_sides(records, "kind")["steered"].items
+    assert (first.row["concept"], "concept" in second.row) == ("tea", False)
 
 
 def test_without_a_baseline_its_list_is_empty(model: SteeredModel, tmp_path: Path):

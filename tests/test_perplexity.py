@@ -197,6 +197,15 @@ def test_the_metric_says_what_it_measured_with(tiny_folder: Path):
     assert told.items() <= scores.protocol.items()
 
 
+def test_model_kwargs_are_a_mapping_or_its_json():
+    told = {"attn_implementation": "eager"}
+    for given in (told, json.dumps(told)):
+        assert Perplexity(model_kwargs=given).model_kwargs == told
+    for wrong in ("eager", "[1]", 3):
+        with pytest.raises(ValueError, match=r"model_kwargs must be a mapping, as \{\"attn.*: got"):
+            Perplexity(model_kwargs=wrong)
+
+
 @pytest.mark.slow
 def test_the_embedded_model_gives_what_two_passes_give(embedded: SteeredModel):
     # " of" and "of" are other tokens; "wonder" + "ful" is one.

@@ -1,6 +1,7 @@
 """What the scripts print: what training found, and answers as they are."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,22 @@ import pytest
 from rich.console import Console
 from test_methods import applier_of, method_file
 from tiny import steered, tiny_config
+from transformers import AutoModelForCausalLM
 
 from steer import BaseVectorGenerator
 from steer.effect import Effect
+from steer.models.facts import model_facts
 from steer.report import SteeringReport
-from steer.showing import ASCII_LEVELS, curve, findings, show_training, side_by_side
+from steer.settings import Settings
+from steer.showing import (
+    ASCII_LEVELS,
+    curve,
+    evaluator_of,
+    findings,
+    show_evaluation,
+    show_training,
+    side_by_side,
+)
 
 
 def printed(*parts: Any) -> str:
@@ -101,6 +113,48 @@ def test_brackets_in_an_answer_are_text(tmp_path: Path):
     assert ["[b]", "[/INST] no", "[red]yes"] in cells(
         printed(side_by_side(applier, "mine", [record], both_ways=False))
     )
+
+
+def test_concepts_of_one_id_keep_figures_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    applier = applier_of(
+        ["prompt"], steered(tiny_config("llama")), tmp_path, eval_methods=["refusal"]
+    )
+    for name, pred in {"s/mood/L1": "Sorry, I can't.", "s/words/L1": "Gladly."}.items():
+        path = applier.results_path(name)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps([{"input": "p", "pred": [pred]}]))
+    show_evaluation(applier, ["s/mood/L1", "s/words/L1"])
+    written = sorted((tmp_path / "results").rglob("*_evaluation.json"))
+    names = [path.relative_to(tmp_path / "results").as_posix() for path in written]
+    assert names == ["s/mood/L1_evaluation.json", "s/words/L1_evaluation.json"]
+    assert [json.loads(path.read_text())["refusal_rate"] for path in written] == [1, 0]
+    assert "Evaluation: s/words/L1" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_weights_in_use")
+def test_perplexity_is_of_the_model_that_the_run_holds(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = Settings(
+        model_name_or_path=str(tiny_folder),
+        device="cpu",
+        revision="v2",
+        trust_remote_code=True,
+        model_kwargs={"attn_implementation": "eager"},
+        eval_methods=["ppl"],
+        eval_options={"save_results": False},
+    )
+    held = settings.source.load()
+
+    def another(*_: Any, **options: Any) -> None:
+        raise AssertionError(f"a second model is read: {options}")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", another)
+    evaluator = evaluator_of(settings)
+    found = evaluator.evaluate([{"input": "p", "pred": [" answer"]}], "mine")  # type: ignore[union-attr]
+    assert found["protocol"]["ppl"]["model"] == model_facts(held)
 
 
 def test_a_report_shows_itself_as_tables_in_a_notebook():

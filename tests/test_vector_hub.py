@@ -47,9 +47,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 def folder(tmp_path: Path) -> Path:
     """A vector with all that a library's has."""
     place = tmp_path / "warm" / "caa_vector"
+    values = {"layers": [15], "multipliers": [2.0]}
     about = {"layer": 15, "method": "caa", "model": {"id": "org/model"}, "verdict": VERDICT}
-    save_vectors(place, {"layer_15": VECTOR}, {"layer_15": about})
-    write_method_file(place, "caa", {"layers": [15], "multipliers": [2.0]})
+    save_vectors(place, {"layer_15": VECTOR}, {"layer_15": {**about, "recommended": values}})
+    write_method_file(place, "caa", values)
     return place
 
 
@@ -80,6 +81,13 @@ def test_no_pickle_is_published_and_every_file_has_its_checksum(hub: FakeHub, fo
     assert card.startswith("---\nlibrary_name: steer\n")
     assert "base_model: org/model\n" in card
     assert "+3.50 [+2.25, +4.75] nats a pair" in card
+    # What a reader of the page can do.
+    assert (
+        "```bash\npython -m steer.vectors pull me/warm my/warm\npython vectors_apply.py \\\n"
+        '  "apply_steer_hparam_paths=[my/warm/apply_caa.yaml]" \\\n'
+        '  "steer_vector_load_dir=[my/warm]"\n```'
+    ) in card
+    assert str(folder) not in card
     assert "hf_secret" not in str(files)
 
 

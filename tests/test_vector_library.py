@@ -111,6 +111,27 @@ def test_an_entry_is_found_by_its_name_its_model_or_its_folder(library: Path):
         assert found.load().about["layer_2"]["verdict"]["effect"]["mean"] == 3.5
 
 
+def test_vectors_of_two_methods_are_told_apart(library: Path, capsys: pytest.CaptureFixture):
+    place = library / "tiny" / "warm"
+    shutil.copytree(place / "caa_vector", place / "sta_vector")
+    with pytest.raises(ValueError, match="may be any of tiny/warm/caa_vector, tiny/warm/sta_vect"):
+        library_entry("tiny/warm", library)
+    assert library_entry("tiny/warm/sta_vector", library).folder == place / "sta_vector"
+    listed = json.loads(told(capsys, "list", "--json", "--library", library))
+    names = ["big/cold", "tiny/cold", "tiny/warm/caa_vector", "tiny/warm/sta_vector"]
+    assert sorted(listed) == names
+    assert listed[names[3]]["folder"] == str(place / "sta_vector")
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["verify"]])
+def test_a_folder_that_is_no_library_is_said(
+    library: Path, capsys: pytest.CaptureFixture, command: list[str]
+):
+    assert main([*command, "--library", str(library / "tiny")]) == 1
+    said, told = capsys.readouterr().err, "has no vectors in folders <model>/<name>/<method>_vec"
+    assert f"error: {library / 'tiny'} {told}" in said
+
+
 def test_a_name_that_leads_nowhere_is_refused(library: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="unknown vector 'wram'; did you mean 'warm'"):
         library_entry("wram", library)
@@ -134,6 +155,9 @@ def test_the_card_has_the_figures(library: Path, capsys: pytest.CaptureFixture):
         "| KL on neutral text | 0.123 nats a token |",
         "| perplexity of answers | x 1.20 |",
         "| harmless prompts refused | -12% |",
+        # Outside the project, where it is.
+        f'"apply_steer_hparam_paths=[{place}/apply_caa.yaml]"',
+        f'"steer_vector_load_dir=[{place}]"',
     ):
         assert line in shown
 

@@ -12,8 +12,7 @@ from typing import Any
 from steer.datasets.checking import Finding, as_columns, findings
 from steer.datasets.checks import counted
 from steer.datasets.checks.columns import Columns
-from steer.datasets.reading import read_rows
-from steer.datasets.rows import Row
+from steer.datasets.reading import SEPARATORS, read_rows
 from steer.files import find, writing
 from steer.terminal import Parser, command
 
@@ -52,9 +51,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> int:
     """Print what is found in `options.file`, and write what is left where asked for."""
-    path = find(options.file, "data")
-    rows = _rows(path, options.columns)
-    held_out = _rows(find(options.held_out, "data"), options.columns) if options.held_out else None
+    paths = [find(name, "data") for name in (options.file, options.held_out) if name]
+    columns = _columns(options.columns, paths)
+    rows, *more = (read_rows(path, columns) for path in paths)
+    held_out = more[0] if more else None
     tokenizer = _tokenizer(options.model) if options.model else None
     data = as_columns(rows, held_out, fields=_mapping(options.fields), tokenizer=tokenizer)
     found = findings(data)
@@ -68,16 +68,15 @@ def check(options: argparse.Namespace) -> int:
     return ERRORS if any(finding.level == "error" for finding in found) else CLEAN
 
 
-def _rows(path: Path, columns: str | None) -> list[Row]:
-    rows = read_rows(path)
-    if columns is None:
-        return rows
-    given = columns.split(",")
-    if len(given) != len(rows[0]):
-        raise ValueError(f"--columns names {len(given)}, {path} has {len(rows[0])}")
-    return [
-        dict(zip(given, values, strict=True)) for values in (rows[0], *(r.values() for r in rows))
-    ]
+def _columns(given: str | None, paths: Sequence[Path]) -> list[str]:
+    if given is None:
+        return []
+    if not any(path.suffix.lower() in SEPARATORS for path in paths):
+        raise ValueError(
+            f"--columns is for {' and '.join(SEPARATORS)} files, {paths[0]} names its fields: "
+            "say which is which by --fields"
+        )
+    return given.split(",")
 
 
 def _mapping(pairs: Sequence[str]) -> dict[str, str]:

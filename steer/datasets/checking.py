@@ -19,7 +19,7 @@ def check_rows(
     """What the checks find in `rows`, errors first.
 
     Args:
-        rows: Contrastive pairs, labelled texts, or inputs.
+        rows: Contrastive pairs, labelled texts, single answers, outputs, or inputs.
         held_out: Rows that must not be among them.
         fields: Our name -> the rows' own, for those that are not found by name.
         tokenizer: A model's: lengths are counted in its tokens, and answers compared by them.

@@ -20,6 +20,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "input": ("input", "prompt", "instruction", "question", "query"),
     "reference_response": ("reference_response", "answer", "output", "continuation"),
     "choices": ("choices", "options"),
+    "concept": ("concept",),
     "output": ("output",),
     "prompt": ("prompt",),
 }
@@ -31,7 +32,7 @@ USES: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
         (("text", "label"), ("question",)),
         (("output",), ("prompt", "input")),
     ),
-    "generation": ((("input",), ("reference_response", "choices")),),
+    "generation": ((("input",), ("reference_response", "choices", "concept")),),
 }
 
 

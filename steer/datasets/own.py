@@ -40,8 +40,9 @@ def own_rows(given: str, split: str, fields: Mapping[str, Any]) -> list[Row]:
     told = f"{use}_fields"
     read = read_all(files_at(given, f"data ({split})"))
     raws = [row for rows in read.values() for row in rows]
-    names = fields or find_fields(raws, use, given, told)
-    form = build(Format, {"field_names": names}, {"field_names": told})
+    found = fields or find_fields(raws, use, given, told)
+    form = build(Format, {"field_names": found}, {"field_names": told})
+    names = form.field_names  # plain, also where a script hands on its config
     for ours, theirs in names.items():
         if all(value_at(row, theirs) is ABSENT for row in raws):
             there = ", ".join(map(repr, dict.fromkeys(name for row in raws for name in row)))

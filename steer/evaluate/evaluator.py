@@ -14,6 +14,7 @@ from steer.evaluate.options import Options
 from steer.evaluate.plots import PRICE, STRENGTH, write_plot
 from steer.evaluate.reading import (
     STEERED,
+    circumstances,
     dataset_name,
     read_results,
     read_sides,
@@ -98,13 +99,14 @@ class Evaluator:
         return found.as_dict()
 
     def evaluate_from_file(
-        self, path: str | Path | None = None, concept: str | None = None
+        self, path: str | Path | None = None, concept: str | None = None, name: str | None = None
     ) -> dict[str, Any]:
         """Figures of one result file; written to `<results_dir>/<data set>_evaluation.json`.
 
         Args:
             path: The file; without it `generation_dataset_path`.
             concept: As for `evaluate`.
+            name: Of the data set, `a/b` too; without it the file's own.
 
         Raises:
             ValueError: The file is no result file, or there are several.
@@ -113,8 +115,8 @@ class Evaluator:
         files = self._files(path)
         if len(files) > 1:
             raise ValueError(f"{path} holds {len(files)} result files: use evaluate_all")
-        ((name, file),) = files.items()
-        return self._saved(name, self._file(file, concept))
+        ((own, file),) = files.items()
+        return self._saved(name or own, self._file(file, concept))
 
     def evaluate_from_direct(
         self, results: Results, dataset_name: str, concept: str | None = None
@@ -172,8 +174,9 @@ class Evaluator:
         )
 
     def _file(self, file: Path, concept: str | None) -> dict[str, Any]:
-        told = strengths(file)  # first: an error there costs no scores
-        return self.evaluate(read_results(file), dataset_name(file), concept) | {"strengths": told}
+        # First: an error there costs no scores.
+        told = {"strengths": strengths(file), "run": circumstances(file)}
+        return self.evaluate(read_results(file), dataset_name(file), concept) | told
 
     def _saved(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         if self.options.save_results:

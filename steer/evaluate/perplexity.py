@@ -1,8 +1,10 @@
 """Perplexity of answers given their prompts."""
 
+import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +65,10 @@ def _share_of_large(values: Sequence[float]) -> float:
     return statistics.fmean(value >= LARGE for value in values)
 
 
+# All that a `ModelSource` is told: of a run's own, the weights that it holds are found again.
 MODEL_OPTIONS = (
-    *("model_name_or_path", "device", "dtype"),
-    *("device_map", "load_in_8bit", "load_in_4bit"),
+    *("model_name_or_path", "device", "dtype", "device_map", "load_in_8bit", "load_in_4bit"),
+    *("revision", "trust_remote_code", "model_kwargs"),
 )
 
 
@@ -91,10 +94,16 @@ class Perplexity:
     device_map: Any = option(None, "auto spreads that model over several devices")
     load_in_8bit: bool = option(False, "quantise that model")
     load_in_4bit: bool = option(False, "quantise that model")
+    revision: str | None = option(None, "of that model, where it is a Hub id")
+    trust_remote_code: bool = option(False, "whether code that comes with that model may run")
+    model_kwargs: Any = option(None, "more for that model's from_pretrained, as JSON")
     batch_size: str = option("auto", "rows in a pass; auto suits the device")
     ppl_drop_over: float | None = option(
         None, "leave perplexities of this and more out of their mean (EasyEdit2: 1e4)"
     )
+
+    def __post_init__(self) -> None:
+        self.model_kwargs = _mapping(self.model_kwargs)
 
     def score(self, items: Sequence[Item]) -> Scores:
         """Answers without a token of their own are missing; long texts are cut at their end."""
@@ -119,6 +128,16 @@ class Perplexity:
         means = ("perplexity", "perplexity_over_1e4")
         values = {key: [figures[key] for figures in each] for key in means}
         return Scores(figures, values, protocol, found.missing)
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    """`model_kwargs` of a config, or of a command line."""
+    with suppress(json.JSONDecodeError):
+        found = json.loads(given) if isinstance(given, str) else given or {}
+        if isinstance(found, dict):
+            return found
+    example = '{"attn_implementation": "eager"}'
+    raise ValueError(f"model_kwargs must be a mapping, as {example}: got {given!r}")
 
 
 @dataclass(frozen=True)

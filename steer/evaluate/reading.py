@@ -15,6 +15,8 @@ SUFFIX = "_results"
 REFERENCES = ("reference_response", "answer")
 # Where the log-probabilities of a question's choices stand, for each kind of answer.
 CHOICES = {"pred": "choice_log_probs", "orig_pred": "orig_choice_log_probs"}
+# Of a method's settings: what makes strengths comparable.
+DETAILS = ("layers", "strength")
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,46 @@ def strengths(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is not JSON.
     """
-    beside = path.with_name(f"{dataset_name(path)}_run.json")
-    methods: Any = read_json(beside) if beside.is_file() else None
-    for key in ("run", "settings", "methods"):
-        methods = methods.get(key) if isinstance(methods, Mapping) else None
-    halves = methods.items() if isinstance(methods, Mapping) else ()
-    told = {key: _strength(half) for key, half in halves if isinstance(half, Mapping)}
+    told = {key: _strength(half) for key, half in _halves(_run(path)).items()}
     return {key: value for key, value in told.items() if value is not None}
+
+
+def circumstances(path: Path) -> dict[str, Any]:
+    """What else tells steered answers apart, from the same file: `data`, `model`, `methods`.
+
+    `methods` has of each method its `layers`, and in `strength` what its strengths are shares of.
+    None, and no method, where the file says nothing.
+
+    Raises:
+        ValueError: The file is not JSON.
+    """
+    run = _run(path)
+    methods = {
+        key: {name: half[name] for name in DETAILS if name in half}
+        for key, half in _halves(run).items()
+    }
+    return {
+        "data": _below(run, "data", "name"),
+        "model": _below(run, "model", "id"),
+        "methods": methods,
+    }
+
+
+def _run(path: Path) -> Any:
+    beside = path.with_name(f"{dataset_name(path)}_run.json")
+    return _below(read_json(beside), "run") if beside.is_file() else None
+
+
+def _below(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _halves(run: Any) -> dict[str, Mapping[str, Any]]:
+    methods = _below(run, "settings", "methods")
+    halves = methods.items() if isinstance(methods, Mapping) else ()
+    return {key: half for key, half in halves if isinstance(half, Mapping)}
 
 
 def _strength(half: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from steer.terminal import FAILED, Parser, command, say_error
-from steer.vectors.catalogue import LIBRARY, Entry, library_entry, list_library
+from steer.vectors.catalogue import LIBRARY, Entry, library_entry, list_library, own_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,14 +98,24 @@ def _add_exchange(tasks: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _list(given: argparse.Namespace) -> None:
-    entries = list_library(given.library)
+    entries = _all_of(given.library)
     if given.json:
-        _write_json({entry.name: _facts(entry) for entry in entries})
+        facts = map(_facts, entries)
+        _write_json(dict(zip(own_names(entries), facts, strict=True)))
         return
     from rich.console import Console  # not needed for JSON
 
     for model in dict.fromkeys(entry.model for entry in entries):
         Console().print(_table(model, [entry for entry in entries if entry.model == model]))
+
+
+def _all_of(library: str) -> list[Entry]:
+    if entries := list_library(library):
+        return entries
+    raise ValueError(
+        f"{library} has no vectors in folders <model>/<name>/<method>_vector: give the folder "
+        "that the models' folders are in"
+    )
 
 
 def _table(model: str, entries: Sequence[Entry]) -> "Table":
@@ -148,7 +158,7 @@ def _write_json(value: object) -> None:
 def _verify(given: argparse.Namespace) -> int:
     from steer.library.verifying import verify
 
-    found = [library_entry(n, given.library) for n in given.names] or list_library(given.library)
+    found = [library_entry(n, given.library) for n in given.names] or _all_of(given.library)
     good = True
     for entry in found:
         try:

@@ -10,14 +10,19 @@ from steer.vectors.catalogue import Entry
 UNJUDGED = "nobody has judged it: no pairs were held out"
 
 
-def card(entry: Entry) -> str:
-    """The card of an entry, ending in a line break."""
+def card(entry: Entry, repo: str | None = None) -> str:
+    """The card of an entry, ending in a line break.
+
+    Args:
+        entry: The entry.
+        repo: Where the card is to be read, on the Hub: its use begins there.
+    """
     facts = entry.facts
     parts = [f"# {entry.name}", str(facts.get("does", "")), _table(rows(entry))]
     if reasons := entry.verdict.get("reasons"):
         parts.append("To be known:\n\n" + "\n".join(f"- {reason}" for reason in reasons))
     if facts.get("recommended"):
-        parts.append(_use(entry))
+        parts.append(_use(entry, repo))
     if facts.get("examples"):
         parts.append(_examples(facts["examples"]))
     parts += [str(facts[key]) for key in ("note", "licence") if facts.get(key)]
@@ -120,10 +125,14 @@ def _table(pairs: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _use(entry: Entry) -> str:
+def _use(entry: Entry, repo: str | None) -> str:
     method, folder = entry.facts["method"], _shown(entry.folder)
+    first = ""
+    if repo is not None:
+        folder = f"my/{repo.rpartition('/')[2]}"
+        first = f"python -m steer.vectors pull {repo} {folder}\n"
     return (
-        "## Use\n\n```bash\npython vectors_apply.py \\\n"
+        f"## Use\n\n```bash\n{first}python vectors_apply.py \\\n"
         f'  "apply_steer_hparam_paths=[{folder}/apply_{method}.yaml]" \\\n'
         f'  "steer_vector_load_dir=[{folder}]"\n```'
     )
@@ -132,7 +141,7 @@ def _use(entry: Entry) -> str:
 def _shown(folder: Path) -> str:
     """A folder as a user of the project names it."""
     whole, root = folder.resolve(), project_root()
-    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else folder.name
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(folder)
 
 
 def _examples(examples: list[Mapping[str, str]]) -> str:

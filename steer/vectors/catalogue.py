@@ -1,6 +1,7 @@
 """The library of ready vectors, and what is known of each; nothing here needs torch."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,12 @@ class Entry:
         return cls(name, folder, metadata["vectors"])
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """What it goes by in a library, the shortest first; the last is no other's."""
+        model = self.folder.parents[1].name
+        return self.name, f"{model}/{self.name}", f"{model}/{self.name}/{self.folder.name}"
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """What is said of the first vector; of one layer, as in the library, of all of them."""
         return next(iter(self.about.values()))
@@ -87,8 +94,17 @@ def list_library(folder: str | Path = LIBRARY) -> list[Entry]:
     return [Entry.of(path.parent, path.parent.parent.name) for path in found]
 
 
+def own_names(entries: Sequence[Entry]) -> list[str]:
+    """Of each entry of a library, the shortest of its names that no other of them has."""
+    counts = Counter(name for entry in entries for name in entry.names)
+    return [next(name for name in entry.names if counts[name] == 1) for entry in entries]
+
+
 def library_entry(name: str, folder: str | Path = LIBRARY) -> Entry:
-    """One entry, by its name in the library or the path of its folder.
+    """One entry, by a name that it has in the library or the path of its folder.
+
+    In the library that is its concept; where several have it, with the model, or the model and
+    the method's folder: `<model>/<name>/<method>_vector`.
 
     Raises:
         ValueError: Neither is there, or metadata is broken; the message lists the nearest names.
@@ -97,10 +113,11 @@ def library_entry(name: str, folder: str | Path = LIBRARY) -> Entry:
     if place.is_dir():
         return Entry.of(place, name)
     entries = list_library(folder)
-    fitting = [e for e in entries if name in (e.name, f"{e.folder.parents[1].name}/{e.name}")]
+    fitting = [entry for entry in entries if name in entry.names]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        models = ", ".join(f"{entry.folder.parents[1].name}/{name}" for entry in fitting)
-        raise ValueError(f"{name!r} may be any of {models}: name one of them")
+        raise ValueError(
+            f"{name!r} may be any of {', '.join(own_names(fitting))}: name one of them"
+        )
     raise ValueError(unknown("vector", name, [entry.name for entry in entries]))

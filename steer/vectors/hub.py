@@ -58,7 +58,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
         OSError: The Hub refuses, or cannot be reached.
     """
     folder = find(folder, "vector folder")
-    files = _published(folder)
+    files = _published(folder, repo)
     with _naming(f"push to {repo}"):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
@@ -73,12 +73,12 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
         return str(api.create_commit(repo, operations, commit_message=message).oid)
 
 
-def _published(folder: Path) -> dict[str, bytes]:
+def _published(folder: Path, repo: str) -> dict[str, bytes]:
     entry = Entry.of(folder, folder.parent.name)
     with tempfile.TemporaryDirectory() as scratch:
         export_safetensors(folder, Path(scratch, WEIGHTS))
         files = {WEIGHTS: Path(scratch, WEIGHTS).read_bytes()}
-    files[CARD] = (_front_matter(entry) + card(entry)).encode("utf-8")
+    files[CARD] = (_front_matter(entry) + card(entry, repo)).encode("utf-8")
     files |= {path.name: path.read_bytes() for path in sorted(folder.glob("apply_*.yaml"))}
     sums = {name: sha256(data) for name, data in files.items()}
     return {**files, CHECKSUMS: (json.dumps(sums, indent=2) + "\n").encode("utf-8")}

@@ -8,14 +8,17 @@ from typing import Any
 
 from steer.build import unknown
 from steer.datasets.names import FIELDS
-from steer.datasets.rows import Row
+from steer.datasets.rows import SIDES, Row
 
+SINGLE = "single answers"
 # What rows can be -> the fields that it takes, and those that may come with them; first fit first.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "pairs": (("matching", "not_matching"), ("question",)),
+    SINGLE: (SIDES, ("question",)),
+    "pairs": (SIDES, ("question",)),
     "labelled texts": (("text", "label"), ("question",)),
     "inputs": (("input",), ("reference_response", "label")),
     "texts": (("text",), ()),
+    "outputs": (("output",), ("prompt", "input")),
 }
 ABSENT = object()
 
@@ -51,9 +54,27 @@ class Columns:
         for kind, (needed, more) in KINDS.items():
             # Where one side of a pair has our name, the other one is missing.
             half = kind == "pairs" and any(n in self.names or n in self.fields for n in needed)
-            if half or all(n in there for n in needed):
-                return kind, {ours: there[ours] for ours in (*needed, *more) if ours in there}
+            if half or (all(n in there for n in needed) and self._fits(kind, there)):
+                taken = {ours: there[ours] for ours in needed if ours in there}
+                for ours in more:
+                    # Of two that go by one name, the first has it.
+                    if ours in there and there[ours] not in taken.values():
+                        taken[ours] = there[ours]
+                return kind, taken
         return None, {}
+
+    def _fits(self, kind: str, there: Mapping[str, str]) -> bool:
+        """Whether rows that have the fields of a kind have its values."""
+        if kind == SINGLE:
+            one, other = (self._rows_with(there[side]) for side in SIDES)
+            return bool(one and other) and one.isdisjoint(other)
+        if kind == "inputs" and "output" in there:
+            # An output may go without; what is to be answered may not.
+            return len(self._rows_with(there["input"])) == len(self.rows)
+        return True
+
+    def _rows_with(self, own: str) -> set[int]:
+        return {number for number, value in self._values(own) if not is_missing(value)}
 
     @cached_property
     def names(self) -> list[str]:
@@ -68,7 +89,10 @@ class Columns:
 
     def values(self, name: str) -> Iterator[tuple[int, Any]]:
         """Each row's number and its value of our field `name`, `ABSENT` where it has none."""
-        path = [own] if (own := self.fields.get(name, name)) in self.names else own.split(".")
+        return self._values(self.fields.get(name, name))
+
+    def _values(self, own: str) -> Iterator[tuple[int, Any]]:
+        path = [own] if own in self.names else own.split(".")
         for number, row in enumerate(self.rows, start=1):
             value: Any = row
             for key in path:
@@ -99,10 +123,14 @@ class Columns:
         return {n: (text, other[n]) for n, text in one.items() if n in other}
 
     @cached_property
-    def about(self) -> list[tuple[str, ...]]:
-        """What else tells rows apart: the concept that one is about, the choices it has."""
-        apart = [n for n in self.names if n == "concept_id" or n.startswith("choice")]
-        columns = [[str(value) for _, value in self.values(name)] for name in apart]
+    def apart(self) -> list[str]:
+        """The fields that tell rows apart beside what they say: a concept, and choices."""
+        concept = ("concept", "concept_id")
+        return [n for n in self.names if n in concept or n.startswith("choice")]
+
+    def about(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Each row's values of some of `apart`, as text."""
+        columns = [[str(value) for _, value in self.values(name)] for name in names]
         return list(zip(*columns, strict=True)) if columns else [()] * len(self.rows)
 
 

@@ -1,10 +1,11 @@
 """Checks of rows against each other: one that repeats another, contradicts it, or is held out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from steer.datasets.checks.base import Finding, counted, row_numbers
-from steer.datasets.checks.columns import Columns, is_missing
+from steer.datasets.checks.columns import SINGLE, Columns, is_missing
+from steer.datasets.rows import SIDES
 
 # Our field -> row number -> text; and what a row is known by -> the rows' numbers.
 Texts = Mapping[str, Mapping[int, str]]
@@ -16,7 +17,7 @@ def duplicates(data: Columns) -> Iterator[Finding]:
     labels = {n: str(v) for n, v in data.values("label")} if "label" in data.fields else {}
     first: dict[Hashable, int] = {}
     again: list[int] = []
-    for number, about in enumerate(data.about, start=1):
+    for number, about in enumerate(data.about(data.apart), start=1):
         said = [column.get(number) for column in data.plain.values()]
         if any(said):
             key = (about, *said, labels.get(number))
@@ -33,8 +34,8 @@ def duplicates(data: Columns) -> Iterator[Finding]:
 
 def contradictions(data: Columns) -> Iterator[Finding]:
     """The same text wanted in one row and unwanted in another, or with two labels."""
-    if data.kind == "pairs":
-        one, other = (_answers(data, data.plain, side) for side in ("matching", "not_matching"))
+    if data.kind in ("pairs", SINGLE):
+        one, other = (_answers(data, data.plain, side, data.apart) for side in SIDES)
         alike = {n for key in one.keys() & other.keys() for n in one[key] if n in other[key]}
         both = {n for key in one.keys() & other.keys() for n in (*one[key], *other[key])} - alike
         what = "an answer is matching in one row and not_matching in another"
@@ -55,7 +56,7 @@ def _two_labels(data: Columns) -> set[int]:
         return set()
     labels = {n: str(v) for n, v in data.values("label") if not is_missing(v)}
     seen: dict[Hashable, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for key, rows in _answers(data, data.plain, data.needed[0]).items():
+    for key, rows in _answers(data, data.plain, data.needed[0], data.apart).items():
         for number in rows:
             if number in labels:
                 seen[key][labels[number]].append(number)
@@ -87,9 +88,14 @@ def leakage(data: Columns) -> Iterator[Finding]:
 
 
 def _shared(
-    data: Columns, held_out: Columns, how: str, keys: Callable[[Columns, Texts], Keys]
+    data: Columns,
+    held_out: Columns,
+    how: str,
+    keys: Callable[[Columns, Texts, Sequence[str]], Keys],
 ) -> dict[int, list[int]]:
-    here, there = (keys(one, getattr(one, how)) for one in (data, held_out))
+    # What one side alone has tells nothing of both.
+    apart = [name for name in data.apart if name in held_out.apart]
+    here, there = (keys(one, getattr(one, how), apart) for one in (data, held_out))
     shared: dict[int, list[int]] = defaultdict(list)
     for key in here.keys() & there.keys():
         for number in here[key]:
@@ -97,25 +103,30 @@ def _shared(
     return shared
 
 
-def _everything(data: Columns, texts: Texts) -> Keys:
+def _everything(data: Columns, texts: Texts, apart: Sequence[str]) -> Keys:
     keys: Keys = defaultdict(list)
     for name in data.needed:
-        for key, rows in _answers(data, texts, name).items():
+        for key, rows in _answers(data, texts, name, apart).items():
             keys[key] += rows
     return keys
 
 
-def _answers(data: Columns, texts: Texts, name: str) -> Keys:
+def _answers(data: Columns, texts: Texts, name: str, apart: Sequence[str]) -> Keys:
     """The texts of a field, each with what it answers: one refusal fits many questions."""
     keys: Keys = defaultdict(list)
-    questions = texts.get("question", {})
+    about, questions = data.about(apart), _asked(texts)
     for number, text in texts.get(name, {}).items():
-        keys[data.about[number - 1], questions.get(number), text].append(number)
+        keys[about[number - 1], questions.get(number), text].append(number)
     return keys
 
 
-def _questions(data: Columns, texts: Texts) -> Keys:
+def _questions(data: Columns, texts: Texts, apart: Sequence[str]) -> Keys:
     keys: Keys = defaultdict(list)
-    for number, text in (texts.get("question") or texts.get("input") or {}).items():
-        keys[data.about[number - 1], text].append(number)
+    about = data.about(apart)
+    for number, text in _asked(texts).items():
+        keys[about[number - 1], text].append(number)
     return keys
+
+
+def _asked(texts: Texts) -> Mapping[int, str]:
+    return texts.get("question") or texts.get("input") or texts.get("prompt") or {}

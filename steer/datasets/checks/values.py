@@ -1,11 +1,12 @@
 """Checks of single values: what is missing, what is no text."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from steer.datasets.checks.base import Finding, counted
-from steer.datasets.checks.columns import ABSENT, FIELDS, Columns, is_missing
+from steer.datasets.checks.columns import ABSENT, FIELDS, SINGLE, Columns, is_missing
+from steer.datasets.rows import SIDES
 
 # Numbers, or more words than a field's name has.
 LONGEST_NAME = 4
@@ -33,7 +34,10 @@ def missing(data: Columns) -> Iterator[Finding]:
     for name in dict.fromkeys([*data.needed, *data.fields]):
         needed = name in data.needed
         found: dict[str, list[int]] = defaultdict(list)
+        excused = _with_other_side(data, name)
         for number, value in data.values(name):
+            if number in excused:
+                continue
             if is_missing(value):
                 found["missing" if value is ABSENT else "null or NaN"].append(number)
             elif isinstance(value, str) and not value.strip():
@@ -48,6 +52,14 @@ def missing(data: Columns) -> Iterator[Finding]:
                 rows=tuple(rows),
                 drop=needed,
             )
+
+
+def _with_other_side(data: Columns, name: str) -> Container[int]:
+    """Of single answers, the rows that have the other one."""
+    if data.kind != SINGLE or name not in SIDES:
+        return ()
+    (other,) = set(SIDES) - {name}
+    return data.texts[other]
 
 
 def missing_as_word(data: Columns) -> Iterator[Finding]:
