@@ -236,7 +236,7 @@ class BaseVectorGenerator:
             }
         return {
             "method": self.run.methods[key].name,
-            "hparams": redacted(_portable(asdict(half))),  # type: ignore[call-overload]
+            "hparams": _written(asdict(half)),  # type: ignore[call-overload]
             **read,
             "seed": self.settings.seed,
             "versions": {"steer": __version__}
@@ -245,15 +245,14 @@ class BaseVectorGenerator:
 
 
 def _save(folder: Path, trained: Trained, recipe: Mapping[str, Any]) -> None:
-    beside = {name for vectors in trained.beside.values() for name in vectors}
-    own = {name: v for name, v in trained.vectors.items() if name not in beside}
+    own = trained.own
     kept = [trained.bundle] if trained.bundle else list(own)
     made = {**recipe, "recipe": fingerprint(recipe), "made_with": kept}
     made["folds"] = len(trained.folds)
-    places = {folder.parent / name: vectors for name, vectors in trained.beside.items()}
-    for place, vectors in places.items():
-        about = {n: {**recipe, **vectors.about.get(n, {})} for n in vectors}
-        save_vectors(place, vectors, about)
+    for name, vectors in trained.beside.items():
+        about = {n: {**recipe, **_written(vectors.about.get(n, {}))} for n in vectors}
+        borrowed = any(entry["method"] != recipe["method"] for entry in about.values())
+        save_vectors(folder.parent / name, vectors, about, borrowed=borrowed)
     about = {name: {**made, **trained.vectors.about.get(name, {})} for name in kept}
     files = {TRAINING: trained.report} if trained.report else {}
     save_vectors(folder, own, about, bundle=trained.bundle, files={**trained.files, **files})
@@ -274,6 +273,11 @@ def _already_made(folder: Path, recipe: str, with_folds: bool) -> Vectors | None
     except (ValueError, FileNotFoundError) as error:
         log.warning("making the vectors anew: %s", error)
         return None
+
+
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as metadata may hold them: without secrets, and without places of this machine."""
+    return redacted(_portable(dict(values)))
 
 
 def _portable(value: Any) -> Any:
