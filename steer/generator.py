@@ -196,7 +196,7 @@ class BaseVectorGenerator:
                 return Trained(there)
         context = Context(
             dataset=dataset,
-            made={name: self.vectors(name) for name in self.trained},
+            made={name: {k: t.own for k, t in self._made(name)} for name in self.trained},
             folder=folder,
             resume=self.settings.resume,
             about={k: v for k, v in recipe.items() if k not in ("method", "hparams")},
