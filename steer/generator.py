@@ -1,6 +1,5 @@
 """Data in, vectors out."""
 
-import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from steer.datasets import (
     warnings_of,
 )
 from steer.files import check_writable, fingerprint
-from steer.judging import has_held_out
+from steer.judging import has_held_out, rows_digest
 from steer.methods import Context, Maker, Trained, Trainer
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, template_hash
@@ -289,11 +288,3 @@ def _portable(value: Any) -> Any:
     if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():
         return Path(value).name
     return value
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """SHA-256 of rows, in their order: what a vector's metadata says of its data."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """What vectors are judged by: held-out pairs, else folds of the training pairs; neutral text."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,14 @@ def has_held_out(loader: DatasetLoader, name: str, rows: Sequence[Row]) -> bool:
         return True
     own = {fingerprint(dict(row)) for row in loader.load_file(name, "train")}
     return any(fingerprint(dict(row)) in own for row in rows)
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of rows, in their order: what a vector's metadata says of its data."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))
+    return digest.hexdigest()
 
 
 def _held_out(

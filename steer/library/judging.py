@@ -9,8 +9,8 @@ from typing import Any
 
 from steer.datasets import DatasetLoader, Row, input_of
 from steer.effect import CONTROLS, Effect, Group, divergence, measure_effect
-from steer.generator import rows_digest
 from steer.journal import Journal
+from steer.judging import rows_digest
 from steer.library.recipes import Recipe, Recipes
 from steer.models import Answer, Intervention, SteeredModel
 from steer.search.budget import Budget
