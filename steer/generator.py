@@ -52,6 +52,8 @@ class BaseVectorGenerator:
         self.config = cfg
         self.run = Run.of(cfg, "generate")
         self.settings = self.run.settings
+        for note in self.run.notes:
+            log.info(note)
         self.hparams_dict: dict[str, Trainer | Maker] = {
             k: m.half for k, m in self.run.methods.items()
         }

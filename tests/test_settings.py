@@ -102,6 +102,25 @@ def test_the_top_level_beats_every_method_file(write, text: str):
     assert run.origin["caa.layers"] == "config"
 
 
+@pytest.mark.parametrize("given, said", [(1, True), (8, False), ("auto", False)])
+def test_rows_in_a_pass_are_not_the_texts_in_a_step(
+    write, caplog: pytest.LogCaptureFixture, given: int | str, said: bool
+):
+    caplog.set_level(logging.INFO, "steer")
+    files = [
+        write("lm.yaml", "alg_name: lm_steer\nbatch_size: 8\n"),
+        write("caa.yaml", "alg_name: caa\nlayers: [1]\nbatch_size: 8\n"),
+    ]
+    config = {"steer_train_hparam_paths": files, "batch_size": given, "save_vectors": False}
+    run = steer.BaseVectorGenerator(config).run
+    sizes = {key: method.half.batch_size for key, method in run.methods.items()}
+    assert sizes == {"lm_steer": "8", "caa": str(given)}
+    assert run.settings.batch_size == str(given)
+    assert run.origin["lm_steer.batch_size"] == "lm.yaml"
+    line = "lm.yaml: batch_size stays 8, texts in a step of training: 1 (config) does not change"
+    assert (line in caplog.text, "batch_size" in caplog.text) == (said, said)
+
+
 def test_the_command_line_beats_the_top_file_and_the_method_file(explained):
     rows = explained("vectors_apply.py", "seed=7", "layers=[3]", "num_responses=2")
     assert rows["seed"] == ("7", "command line")
