@@ -16,7 +16,7 @@ from steer.effect import perplexity_ratio
 from steer.engines.of_run import EngineOfRun, model_for
 from steer.files import fingerprint
 from steer.journal import Journal
-from steer.judging import Judgement, judge
+from steer.judging import Judgement, judge, judges_of
 from steer.likelihood import answer_log_probs
 from steer.methods import Applier
 from steer.methods.prompt_writing import PromptApplier
@@ -70,7 +70,7 @@ class BaseVectorApplier:
         self._folds: Folds = {}
         self._judged: dict[str, Judgement] = {}
         self._applied: set[str] = set()
-        self._learnt_from: list[str] = []
+        self._learnt_from: list[dict[str, Any]] = []
         self._vectors_from = FOLDERS
 
     @property
@@ -98,13 +98,13 @@ class BaseVectorApplier:
             ValueError: Vectors that are missing, broken, or made for another model.
         """
         steps: dict[str, list[Intervention]] = {}
-        learnt_from: list[str] = []
+        learnt_from: list[dict[str, Any]] = []
         for key, half in self.hparams_dict.items():
             own = (vectors or {}).get(key)
             own = half.load(self.model) if own is None else own
             steps[key] = half.interventions(self.model, own)
             known = getattr(own, "about", {}).values()
-            learnt_from += [entry["data"]["name"] for entry in known if "data" in entry]
+            learnt_from += [entry["data"] for entry in known if "data" in entry]
         # Nothing is changed before all is known to fit; a key taken out of hparams_dict ends here.
         # All are taken out first, so that the order is that of hparams_dict whatever came before.
         for key in self._applied | steps.keys():
@@ -284,7 +284,8 @@ class BaseVectorApplier:
         """Effect and KL, which are the same for every data set answered under `steps`."""
         key = fingerprint([describe(step) for step in steps])
         if key not in self._judged:
-            names = [*self.settings.steer_train_dataset, *self._learnt_from]
+            in_memory = self._vectors_from == THIS_RUN
+            names = judges_of(self.settings.steer_train_dataset, self._learnt_from, in_memory)
             loader = DatasetLoader(source=self.settings.data_source)
             found = judge(self.model, self.settings.chat, names, self._steps_of_folds(), loader)
             self._judged = {key: found}

@@ -20,7 +20,7 @@ from steer.datasets import (
     warnings_of,
 )
 from steer.files import check_writable, fingerprint
-from steer.judging import has_held_out, rows_digest
+from steer.judging import OTHER_ROWS, are_others, has_held_out, rows_digest
 from steer.methods import Context, Maker, Trained, Trainer
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, template_hash
@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 
 TRAINING = "training.json"
 VERSIONS = ("torch", "transformers")
-# Stands for the data set where no method reads any.
-NO_DATA = "no_data"
+NO_DATA = "no_data"  # the data set where no method reads any
 
 
 class BaseVectorGenerator:
@@ -59,6 +58,7 @@ class BaseVectorGenerator:
         }
         self.trained: dict[str, dict[str, Trained]] = {}
         self._rows: Mapping[str, Sequence[Row]] = {}
+        self._of_files: Mapping[str, Sequence[Row]] = {}
         self._model = model
 
     @property
@@ -135,7 +135,8 @@ class BaseVectorGenerator:
             "train_fields": settings.train_fields,
             "data_source": settings.data_source,
         }
-        return prepare_train_dataset(given) | {name: [] for name in made}
+        self._of_files = prepare_train_dataset(given)
+        return self._of_files | {name: [] for name in made}
 
     def _keys(self, dataset: str) -> list[str]:
         """The methods that a data set is for."""
@@ -233,7 +234,7 @@ class BaseVectorGenerator:
             read = {
                 "model": model_facts(self.model),
                 "chat_template_sha256": template_hash(self.model),
-                "data": {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)},
+                "data": self._data(dataset, rows),
             }
         return {
             "method": self.run.methods[key].name,
@@ -243,6 +244,13 @@ class BaseVectorGenerator:
             "versions": {"steer": __version__}
             | {name: importlib.metadata.version(name) for name in VERSIONS},
         }
+
+    def _data(self, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
+        loader = DatasetLoader(source=self.settings.data_source)
+        # What was just read is not read again: of a data set of many concepts that would take long.
+        others = rows != self._of_files.get(dataset) and are_others(loader, dataset, rows)
+        facts = {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)}
+        return facts | ({OTHER_ROWS: True} if others else {})
 
 
 def _save(folder: Path, trained: Trained, recipe: Mapping[str, Any]) -> None:
