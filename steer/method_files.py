@@ -23,7 +23,7 @@ ALIASES = {
     "torch_dtype": "dtype",
     "train_data": "steer_train_dataset",
 }
-METHOD_ALIASES = {"desities": "densities", "concepts_id": "concept_id"}
+METHOD_ALIASES = {"desities": "densities"}
 # Keys of EasyEdit2's files that nothing here depends on.
 WITHOUT_EFFECT = (
     "save_activations",

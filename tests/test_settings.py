@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import steer
+from steer.method_files import METHOD_ALIASES, field_names
+from steer.methods import METHODS_CLASS_DICT
 from steer.settings import Run
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +67,12 @@ def applied(*files: str, **top: Any) -> Run:
 
 def generated(*files: str, **top: Any) -> Run:
     return Run.of({"steer_train_hparam_paths": list(files), **top}, "generate")
+
+
+def test_other_spellings_are_of_keys_that_there_are():
+    halves = [half for row in METHODS_CLASS_DICT.values() for half in row.values()]
+    known = set().union(*map(field_names, halves))  # type: ignore[arg-type]
+    assert set(METHOD_ALIASES.values()) <= known
 
 
 # ---- precedence --------------------------------------------------------------------------------
