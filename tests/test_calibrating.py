@@ -103,6 +103,12 @@ def test_a_detector_is_made_of_one_half_and_calibrated_on_the_other(
     entries = read_metadata(tmp_path)["vectors"]  # type: ignore[index]
     assert entries["layer_2"]["detector"]["row"]["auroc"] == 1.0
     assert entries["layer_2"]["detector"]["read"] == "prompts"
+    # The first vectors may have been made of what is now held out.
+    options["layers"] = [1]
+    assert make_detector(tiny, ChatFormat(), ON[::-1], OFF, tmp_path, **options).keys() == {
+        "layer_1"
+    }
+    assert read_metadata(tmp_path)["vectors"]["layer_2"] == entries["layer_2"]  # type: ignore[index]
 
 
 def test_calibrating_keeps_vectors_and_what_is_said_of_them(tiny: SteeredModel, tmp_path: Path):
@@ -268,3 +274,5 @@ def test_a_mistake_is_one_line(desk: Desk, capsys: pytest.CaptureFixture[str]):
     given = ["calibrate", str(desk.folder), "--config", config(desk)]
     assert main(given) == 1
     assert capsys.readouterr().err == "error: give either --pairs, or both --on and --off\n"
+    assert main([*given, "--pairs", "sentiment", "--on", "a.jsonl"]) == 1
+    assert "give either --pairs, or both" in capsys.readouterr().err

@@ -368,6 +368,7 @@ def test_only_what_is_on_this_machine_counts_as_held_out(
     assert not DatasetLoader(SHIPPED).has("steer_eval/personality", "valid")
     assert DatasetLoader(SHIPPED, source="sample").has("steer_eval/personality/L1_1", "valid")
     assert not DatasetLoader(SHIPPED).has("my", "valid")
+    assert not DatasetLoader(SHIPPED).has("sentiment/no_concept", "valid")
     # A file, in a folder that has the name of a data set.
     assert not DatasetLoader(SHIPPED).has("sentiment/my.jsonl", "valid")
     assert hub.asked == []

@@ -14,6 +14,7 @@ from tiny import full_logits, steered, tiny_config
 
 from steer.doctor import CHECKS, Result, diagnose
 from steer.doctor.__main__ import main
+from steer.doctor.folders import run_of
 from steer.generator import BaseVectorGenerator
 from steer.models import SteeredModel
 from steer.vectors import export_vectors, save_vectors
@@ -477,6 +478,24 @@ def test_a_file_of_ones_own_is_not_held_out_from_itself(bench: Bench):
     assert found[0] == "my: 8 rows, nothing found"
 
 
+def test_vectors_of_ones_own_file_are_judged_on_it(bench: Bench):
+    rows = [pair(n, "day") for n in range(8)]
+    bench.rows("my.jsonl", rows)
+    bench.put(bench.vector(), data={**bench.entry()["data"], "name": "my"})
+    (unread,) = bench.found("stale vectors", "unchecked")
+    assert "train_data=FILE" in unread.what
+    bench.cfg["steer_train_dataset"] = ["my.jsonl"]
+    assert len(bench.found("sign", "ok")) == 1
+    assert len(bench.found("stale vectors", "ok")) == 1
+    assert [one.what for one in bench.found("data", "ok")] == ["my: 8 rows, nothing found"]
+    bench.rows(
+        "my.jsonl",
+        [{**r, "matching": r["not_matching"], "not_matching": r["matching"]} for r in rows],
+    )
+    assert len(bench.found("sign", "failure")) == 1
+    assert len(bench.found("stale vectors", "warning")) == 1
+
+
 def test_a_setting_that_is_none_ends_it_with_2(bench: Bench, capsys: pytest.CaptureFixture[str]):
     assert main(["--config", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
@@ -492,6 +511,18 @@ def test_a_folder_of_easyedit2s_is_examined(bench: Bench, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "which model layer_1.pt is for is not known" in printed
     assert "ok        dose" in printed
+
+
+def test_settings_hold_for_named_vectors_and_one_file_is_that_file(bench: Bench):
+    torch.save(bench.vector(), bench.vectors / "layer_2.pt")
+    cfg = bench.cfg | {"multipliers": 0, "positions": "generated", "gate": "my/detector"}
+    (half,) = [one.half for one in run_of(cfg, [VECTORS], "").methods.values()]
+    assert (half.layers, half.multipliers) == ([LAYER, 2], [0.0, 0.0])
+    assert (half.positions, half.gate) == ("generated", "my/detector")
+    (one,) = run_of(bench.cfg, [f"{VECTORS}/layer_2.pt"], "").methods.values()
+    assert (one.half.layers, one.half.multipliers) == ([2], [0.3])
+    with pytest.raises(ValueError, match="multipliers: one for each of 1 paths, or one: got"):
+        run_of(bench.cfg | {"multipliers": [1, 2]}, [VECTORS], "")
 
 
 @pytest.mark.slow

@@ -59,8 +59,10 @@ def test_a_held_out_file_gives_the_verdict_and_what_it_has_is_not_learnt():
 
 
 def test_rows_that_cannot_be_searched_are_refused():
-    with pytest.raises(ValueError, match="too few pairs: 8, and 0 held out, leave 4 to learn from"):
+    with pytest.raises(ValueError, match=r"too few pairs: 8 of 8 .* 0 held out, leave 4 to learn"):
         split(pairs(8), [], seed=0)
+    with pytest.raises(ValueError, match=r"100 of 1 different questions, .* with more questions"):
+        split([{**row, "question": "q"} for row in pairs(100)], [], seed=0)
     with pytest.raises(ValueError, match="the held-out data has rows that are no pairs"):
         split(pairs(40), [{"question": "q", "matching": "a"}], seed=0)
 

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -331,18 +332,21 @@ def test_methods_are_searched_apart_and_one_that_fails_is_named(
     def searched(command, **_):
         config = Path(command[4], f"{command[6]}.yaml").read_text(encoding="utf-8")
         method = re.search(r"methods:\n- (\w+)", config)[1]
-        assert "budget_tokens: 5000000" in config
+        assert "budget_tokens: 3333333" in config
         if method == "sta":
-            return Done(1, "noise\nerror: no sparse autoencoder for this model")
+            return Done(1, "noise\nerror: no sparse autoencoder for this model\nbye")
+        if method == "pca":
+            return Done(-9, "reading: 20%")
         place = Path(re.search(r"output_dir: (.+)", config)[1], "mine")
         place.mkdir(parents=True)
         (place / "search.json").write_text(json.dumps(found[0]), encoding="utf-8")
         return Done(0)
 
     monkeypatch.setattr("steer.search.bake_off.subprocess.run", searched)
-    given = settings(tmp_path, methods=["caa", "sta"])
+    given = settings(tmp_path, methods=["caa", "sta", "pca"])
     results = bake_off(given, "mine", "mine", tmp_path)
-    one, other = rows(results)
+    one, other, killed = rows(results)
+    assert killed["verdict"] == "ended by signal 9 (out of memory?)"
     assert one["effect (nats a pair)"].startswith(f"{found[0]['verdict']['effect']['mean']:+.2f}")
     assert other == dict.fromkeys(other, "") | {
         "method": "sta",
@@ -364,5 +368,8 @@ def test_held_out_pairs_and_prompts_come_from_the_data_sets_own_files():
     loaded = Data.of(given, "sentiment", "sentiment", pairs(3))
     assert len(loaded.held_out) == 24
     assert loaded.inputs[0] == "Share your view of the concert in the park."
+    # Its own file has no prompts for a concept alone.
+    concept = Data.of(replace(given, data_source="sample"), "axbench/3", "axbench/3", pairs(3))
+    assert concept.inputs[0] == "Name three uses for an old glass jar."
     own = Data.of(given, "mine", "mine", pairs(3))
     assert (own.held_out, own.inputs) == ([], ["q0", "q1", "q2"])

@@ -74,11 +74,17 @@ class DatasetLoader:
         return chosen
 
     def has(self, name: str, split: str) -> bool:
-        """Whether the format file has that data set in that split, and its file is there."""
+        """Whether the format file has that data set in that split, and its file is there.
+
+        A concept is had where the split is parted by concepts.
+        """
         entries = self.formats.get(split, {})
         if is_file_name(name) or all(part not in entries for part in _and_above(name)):
             return False
-        form = self._form(self._entry_name(name, split), split)
+        entry = self._entry_name(name, split)
+        form = self._form(entry, split)
+        if name != entry and not form.groups:
+            return False
         try:
             return self.source != "hub" and bool(self._files(form, name, split))
         except (FileNotFoundError, ValueError):

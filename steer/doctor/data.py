@@ -18,7 +18,8 @@ from steer.doctor.patient import Patient
 def pairs(patient: Patient) -> Iterator[Result]:
     """What `python -m steer.datasets check` finds in the data of the vectors."""
     known = [name for key in patient.run.methods for name in patient.data_of(key)]
-    names = dict.fromkeys([*patient.run.settings.steer_train_dataset, *known])
+    others = [name for name in known if name not in patient.own_files]
+    names = dict.fromkeys([*patient.run.settings.steer_train_dataset, *others])
     if not names:
         yield unchecked("no vector names its data, and neither does steer_train_dataset")
     for name in names:
@@ -28,9 +29,14 @@ def pairs(patient: Patient) -> Iterator[Result]:
             if name in patient.run.settings.steer_train_dataset:
                 yield refused(error, "give a name of dataset_format.yaml, or a file")
             else:
-                yield unchecked(f"data set {name!r} is not to be had")
+                yield unchecked(not_had(name))
             continue
         yield from _found(dataset_name(name), rows, _held_out(patient, name))
+
+
+def not_had(name: str) -> str:
+    """That a data set which a vector was made of cannot be read."""
+    return f"data set {name!r} is not to be had; train_data=FILE names it if it is one's own"
 
 
 def _held_out(patient: Patient, name: str) -> list[Row] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.datasets import DatasetLoader, Row
+from steer.datasets import DatasetLoader, Row, dataset_name, is_file_name
 from steer.files import find
 from steer.likelihood import last_logits
 from steer.models import EditTensor, Intervention, SteeredModel, generate
@@ -141,7 +141,7 @@ class Patient:
         return {str(entry["name"]): entry for entry in found if "name" in entry}
 
     def rows(self, name: str, split: str) -> Sequence[Row]:
-        """Rows of a data set, read once.
+        """Rows of a data set, read once; training rows may come from a file of that name.
 
         Raises:
             ValueError: There is no such data set, or it is broken.
@@ -149,7 +149,14 @@ class Patient:
         """
         settings = self.run.settings
         loader = DatasetLoader(source=settings.data_source, fields=settings.train_fields)
-        return self._once((name, split), lambda: loader.load_file(name, split))
+        place = (split == "train" and self.own_files.get(name)) or name
+        return self._once((name, split), lambda: loader.load_file(place, split))
+
+    @cached_property
+    def own_files(self) -> dict[str, str]:
+        """Name of a data set -> the file of one's own that the settings give for it."""
+        given = self.run.settings.steer_train_dataset
+        return {dataset_name(file): file for file in given if is_file_name(file)}
 
     def _once(self, key: tuple[str, str], load: Callable[[], Sequence[Row]]) -> Sequence[Row]:
         if key not in self._rows:

@@ -31,7 +31,7 @@ def place(patient: Patient) -> Iterator[Result]:
             compared = True
             yield found
     if not compared:
-        yield unchecked("no vector knows the pairs that it was made of")
+        yield unchecked("no vector has pairs to be read that it was made of")
 
 
 def _compared(patient: Patient, one: StoredVector) -> Result | None:

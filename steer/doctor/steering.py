@@ -8,6 +8,7 @@ import torch
 
 from steer.datasets import is_pair
 from steer.doctor.base import Result, failure, ok, unchecked, warning
+from steer.doctor.data import not_had
 from steer.doctor.network import others_on
 from steer.doctor.patient import Patient
 from steer.effect import Effect, Group, measure_effect
@@ -169,7 +170,9 @@ def sign(patient: Patient) -> Iterator[Result]:
             judged = True
             yield _verdict(key, towards, measure_effect(patient.ready, [group], name, controls=0))
     if not judged:
-        yield unchecked("no vector knows the pairs that it was made of, or steers one way only")
+        yield unchecked(
+            "no vector has pairs to be read that it was made of, or steers one way only"
+        )
 
 
 def _towards(half: Any) -> int | None:
@@ -209,7 +212,7 @@ def stale(patient: Patient) -> Iterator[Result]:
             try:
                 rows = patient.rows(name, "train")
             except (ValueError, OSError):
-                yield unchecked(f"{key}: data set {name!r} is not to be had")
+                yield unchecked(f"{key}: {not_had(name)}")
                 continue
             compared = True
             if rows_digest(rows) != entry.get("sha256"):

@@ -73,7 +73,7 @@ def _make(given: argparse.Namespace, run: Run) -> Found:
 
 def _calibrate(given: argparse.Namespace, run: Run) -> Found:
     folder, chat = find(given.folder, "vector folder"), run.settings.chat
-    if bool(given.pairs) == bool(given.on and given.off):
+    if [bool(given.pairs), bool(given.on), bool(given.off)] not in ([1, 0, 0], [0, 1, 1]):
         raise ValueError("give either --pairs, or both --on and --off")
     model = run.settings.source.load()
     if given.pairs:

@@ -1,6 +1,6 @@
 """How well a vector tells texts apart, and above which score a gate should open."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,9 @@ def calibrate_folder(
     *,
     read: str = "prompts",
     about: Mapping[str, Any] | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write into the metadata of every vector `layer_<n>` of `folder` how well it detects.
+    """Write into the metadata of vectors `layer_<n>` of `folder` how well they detect.
 
     Args:
         model: That the vectors are for.
@@ -97,6 +98,7 @@ def calibrate_folder(
         rate: As for `detector_of`.
         read: As there.
         about: Put into each detector's entry besides, such as where the texts come from.
+        names: Only of these vectors; of every one where None.
 
     Returns:
         By name what was found.
@@ -107,7 +109,11 @@ def calibrate_folder(
     if not on or not off:
         raise ValueError(f"texts of both sides are needed: got {len(on)} on and {len(off)} off")
     entries: dict[str, Any] = (read_metadata(folder) or {}).get("vectors", {})
-    layers = {n: e["layer"] for n, e in entries.items() if "layer" in e and "tensors" not in e}
+    layers = {
+        name: entry["layer"]
+        for name, entry in entries.items()
+        if "layer" in entry and "tensors" not in entry and (names is None or name in names)
+    }
     if not layers:
         raise ValueError(
             f"{folder} has no vector whose metadata names its layer; there are: "

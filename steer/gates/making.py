@@ -84,7 +84,9 @@ def make_detector(
     save_vectors(folder, vectors, {f"layer_{n}": {"layer": n, **about} for n in layers})
     data = {"on_sha256": rows_digest(on), "off_sha256": rows_digest(off)}
     held_out = [side[1::2] for side in sides]
-    return calibrate_folder(model, folder, held_out[0], held_out[1], rate, about=data)
+    # Others in the folder may have been made of these very rows.
+    given = {"about": data, "names": vectors.keys()}
+    return calibrate_folder(model, folder, held_out[0], held_out[1], rate, **given)
 
 
 def _unit_means(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESULTS = "bake_off.json"
+# How the command begins its last word, and the signal by which a system short of memory ends it.
+ERROR, KILLED = "error: ", 9
 HEADS = (
     *("method", "verdict", "pick", "effect (nats a pair)", "wrong way", "KL", "perplexity"),
     *("seconds", "peak MiB"),
@@ -50,7 +52,7 @@ def bake_off(
 
     Args:
         settings: Of the search.
-        source: The data set as it was given.
+        source: What the data set is read by: a name, or a file.
         name: As it is called.
         folder: Where everything goes, in a folder for each method.
 
@@ -85,10 +87,19 @@ def _searched(
     command = [sys.executable, "-m", "steer.search", *where]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it ended without a word"]
-        log.warning("%s: %s", method, lines[-1])
-        return {"error": lines[-1].removeprefix("error: ")}
+        why = _why(done.returncode, done.stderr)
+        log.warning("%s: %s", method, why)
+        return {"error": why}
     return read_json(folder / method / name / FINDING)
+
+
+def _why(status: int, said: str) -> str:
+    """What ended a process: a signal, its own error, or else the last that it said."""
+    if status < 0:
+        return f"ended by signal {-status}" + (" (out of memory?)" if status == -KILLED else "")
+    lines = said.strip().splitlines() or ["it ended without a word"]
+    errors = [line for line in lines if line.startswith(ERROR)]
+    return [*lines, *errors][-1].removeprefix(ERROR)
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -110,7 +121,7 @@ def _row(method: str, result: Mapping[str, Any]) -> dict[str, str]:
         f"{damage['kl']:.3f}" if damage else "",
         f"x {damage['perplexity_ratio']:.2f}" if damage else "",
         f"{result['budget']['seconds']:.0f}",
-        f"{result['peak_mib']:.0f}",
+        f"{result['peak_mib']:.0f}" if result["peak_mib"] else "",
     )
     return dict(zip(HEADS, cells, strict=True))
 

@@ -1,7 +1,6 @@
 """What a search found, as `search.json` holds it and the report shows it."""
 
-import platform
-import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,7 +81,12 @@ def _tried(one: Tried) -> dict[str, Any]:
     }
 
 
-def peak_mib() -> float:
-    """The most memory that this process has held, the model included."""
+def peak_mib() -> float | None:
+    """The most memory that this process has held, the model included; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    # Python for Windows does not have it.
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from steer.datasets import DatasetLoader
+from steer.datasets import DatasetLoader, is_file_name
 from steer.search.bake_off import bake_off, bake_off_parts, write_bake_off_page
 from steer.search.page import write_page
 from steer.search.searching import Data, search
@@ -26,7 +26,7 @@ def run(cfg: Any) -> Iterator[RenderableType]:
     settings = SearchSettings.of(cfg)[0]
     loader = DatasetLoader(source=settings.data_source, fields=settings.train_fields)
     given = [
-        (source, name, rows)
+        (source if is_file_name(source) else name, name, rows)
         for source in settings.steer_train_dataset
         for name, rows in loader.load_groups(source, "train").items()
     ]

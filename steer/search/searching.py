@@ -46,7 +46,7 @@ class Data:
     """What a search is about.
 
     Attributes:
-        source: The data set as it was given: a name, or a file.
+        source: What it is read by again: a name, or a file.
         name: As it is called.
         rows: Contrastive pairs.
         held_out: Pairs for the verdict; none where part of `rows` is to be.
@@ -68,7 +68,10 @@ class Data:
             held_out = loader.load_file(settings.verdict_dataset, "train")
         elif loader.has(name, "valid"):
             held_out = loader.load_file(name, "valid")
-        prompts = settings.generation_data or (name if loader.has(name, "generation") else None)
+        # The prompts of a data set of concepts may be for all of them.
+        whole = [name[:end] for end in range(len(name), 0, -1) if name[end:][:1] in ("", "/")]
+        there = next((one for one in whole if loader.has(one, "generation")), None)
+        prompts = settings.generation_data or there
         if prompts is None:
             given = [question_of(row, n) for n, row in enumerate(rows, start=1)]
         else:

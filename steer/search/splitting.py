@@ -64,10 +64,12 @@ def split(
         "held-out file" if held_out else "part of the data",
     )
     if min(map(len, (found.train, found.select, found.verdict))) < FEWEST:
+        questions = len({_question(row) or number for number, row in enumerate(rows)})
         raise ValueError(
-            f"too few pairs: {len(rows)}, and {len(held_out)} held out, leave {len(found.train)} "
-            f"to learn from, {len(found.select)} to choose by and {len(found.verdict)} for the "
-            f"verdict; each needs {FEWEST}: give more pairs"
+            f"too few pairs: {len(rows)} of {questions} different questions, and {len(held_out)} "
+            f"held out, leave {len(found.train)} to learn from, {len(found.select)} to choose by "
+            f"and {len(found.verdict)} for the verdict; each needs {FEWEST}, and pairs of one "
+            "question stay together: give pairs with more questions, or verdict_dataset"
         )
     return found
 

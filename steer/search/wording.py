@@ -184,11 +184,12 @@ def notes(finding: Finding) -> list[str]:
     data, budget, model = finding["data"], finding["budget"], finding["model"]
     unit, tried = budget["unit"], len(finding["tried"])
     phases = ", ".join(f"{name} {spent:.0f}" for name, spent in budget["phases"].items())
+    peak = f"; peak memory {finding['peak_mib']:.0f} MiB" if finding["peak_mib"] else ""
     return [
         f"{data['train']} pairs to learn from, {data['select']} to choose by, {data['verdict']} "
         f"for the verdict ({data['source']}).",
         f"{tried} settings tried; budget {budget['total']:.0f} {unit}, spent "
         f"{budget['spent']:.0f}: {phases}.",
         f"Model {model['id']}, {model['architecture']}, {model['num_layers']} layers, "
-        f"{model['dtype']}; peak memory {finding['peak_mib']:.0f} MiB.",
+        f"{model['dtype']}{peak}.",
     ]
