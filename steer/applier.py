@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from steer.answering import Job, answer_jobs, edits_of
-from steer.choices import add_choices
+from steer.choices import add_choices, warn_of_vllm
 from steer.datasets import DatasetLoader, Row, input_of, named_rows, prepare_generation_datasets
 from steer.effect import perplexity_ratio
 from steer.engines.of_run import EngineOfRun, model_for
 from steer.files import fingerprint
 from steer.journal import Journal
-from steer.judging import Judgement, judge
+from steer.judging import Judgement, judge, judges_of
 from steer.likelihood import answer_log_probs
 from steer.methods import Applier
 from steer.methods.prompt_writing import PromptApplier
@@ -25,7 +25,7 @@ from steer.models.facts import model_facts
 from steer.models.interventions import describe
 from steer.models.sampling import generation_config
 from steer.models.tally import Tally
-from steer.recording import FOLDERS, THIS_RUN, made_by, read_by
+from steer.recording import THIS_RUN, made_by, origin_of, read_by
 from steer.report import SteeringReport, basic_report, covers
 from steer.results import Record, finished_results, partial_path, record, save_results
 from steer.secrets import redacted
@@ -70,8 +70,8 @@ class BaseVectorApplier:
         self._folds: Folds = {}
         self._judged: dict[str, Judgement] = {}
         self._applied: set[str] = set()
-        self._learnt_from: list[str] = []
-        self._vectors_from = FOLDERS
+        self._learnt_from: list[dict[str, Any]] = []
+        self._origin = origin_of(None)
 
     @property
     def tokenizer(self) -> Any:
@@ -98,13 +98,13 @@ class BaseVectorApplier:
             ValueError: Vectors that are missing, broken, or made for another model.
         """
         steps: dict[str, list[Intervention]] = {}
-        learnt_from: list[str] = []
+        learnt_from: list[dict[str, Any]] = []
         for key, half in self.hparams_dict.items():
             own = (vectors or {}).get(key)
             own = half.load(self.model) if own is None else own
             steps[key] = half.interventions(self.model, own)
             known = getattr(own, "about", {}).values()
-            learnt_from += [entry["data"]["name"] for entry in known if "data" in entry]
+            learnt_from += [entry["data"] for entry in known if "data" in entry]
         # Nothing is changed before all is known to fit; a key taken out of hparams_dict ends here.
         # All are taken out first, so that the order is that of hparams_dict whatever came before.
         for key in self._applied | steps.keys():
@@ -113,7 +113,7 @@ class BaseVectorApplier:
             self.model.steer(key, of_method)
         self._folds, self._applied, self._judged = folds or {}, set(steps), {}
         self._learnt_from = learnt_from
-        self._vectors_from = FOLDERS if vectors is None else THIS_RUN
+        self._origin = origin_of(vectors)
 
     def generate(
         self,
@@ -132,7 +132,7 @@ class BaseVectorApplier:
 
         Returns:
             By data set name a record a row: `input`, `orig_pred`, `pred`, `reference_response`,
-            `complete_output`; for a row with `choices` also `choice_log_probs`, of the letters.
+            `complete_output`; for a row with `choices`, and without vLLM, also `choice_log_probs`.
         """
         if datasets is None:
             datasets = prepare_generation_datasets(asdict(self.settings))
@@ -183,9 +183,10 @@ class BaseVectorApplier:
         if save and self.settings.resume and (done := self._finished(name, about)) is not None:
             return done
         steps = self.model.interventions()
-        if self.engine.is_vllm and self.settings.report == "full" and steps:
-            # Before the other engine takes the GPU's memory.
-            self._judgement(steps)
+        if self.engine.is_vllm:
+            warn_of_vllm(rows)
+            if self.settings.report == "full" and steps:
+                self._judgement(steps)  # before the other engine takes the GPU's memory
         tally: Tally | None = None if self.settings.report == "off" else {}
         place, resume = partial_path(self.results_path(name)), self.settings.resume
         with Journal(place, about, resume=resume) if save else nullcontext() as kept:
@@ -209,7 +210,7 @@ class BaseVectorApplier:
         if save:
             report = self.reports.get(name)
             more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
-            more["made_by"] = made_by(self._read, self.device, self._vectors_from)
+            more["made_by"] = made_by(self._read, self.device, self._origin)
             save_results(self.results_path(name), records, about, more)
         return records
 
@@ -234,15 +235,14 @@ class BaseVectorApplier:
     def _about(self, name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
         """All that decides the results of a data set."""
         settings = {k: v for k, v in self.run.as_dict().items() if k not in WITHOUT_INFLUENCE}
-        return redacted(
-            {
-                "data": {"name": name, "rows": len(rows), "sha256": fingerprint(list(rows))},
-                "settings": settings,
-                "generation_params": dict(params),
-                "model": model_facts(self.model),
-                "steering": [describe(i) for i in self.model.interventions()],
-            }
-        )
+        found = {
+            "data": {"name": name, "rows": len(rows), "sha256": fingerprint(list(rows))},
+            "settings": settings,
+            "generation_params": dict(params),
+            "model": model_facts(self.model),
+            "steering": [describe(i) for i in self.model.interventions()],
+        }
+        return redacted(found)
 
     def _finished(self, name: str, about: Mapping[str, Any]) -> list[Record] | None:
         level, steered = self.settings.report, bool(self.model.interventions())
@@ -284,7 +284,8 @@ class BaseVectorApplier:
         """Effect and KL, which are the same for every data set answered under `steps`."""
         key = fingerprint([describe(step) for step in steps])
         if key not in self._judged:
-            names = [*self.settings.steer_train_dataset, *self._learnt_from]
+            in_memory = self._origin["vectors"] == THIS_RUN
+            names = judges_of(self.settings.steer_train_dataset, self._learnt_from, in_memory)
             loader = DatasetLoader(source=self.settings.data_source)
             found = judge(self.model, self.settings.chat, names, self._steps_of_folds(), loader)
             self._judged = {key: found}

@@ -1,5 +1,6 @@
 """What a model thinks of the letters of a multiple-choice question, before it says a word."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from steer.likelihood import last_logits
 from steer.models import Intervention, SteeredModel
 from steer.models.batching import run_passes
+
+log = logging.getLogger(__name__)
 
 
 def choice_log_probs(
@@ -51,6 +54,15 @@ def choice_log_probs(
         dict(zip(ascii_uppercase, found[row][:count], strict=False))
         for row, count in enumerate(counts)
     ]
+
+
+def warn_of_vllm(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say that vLLM does not give what a model thinks of the letters, where rows have `choices`."""
+    if any(row.get("choices") for row in rows):
+        log.warning(
+            "engine: vllm gives no log-probabilities of letters: the results will have no "
+            "choice_log_probs, which mmlu_by: logprob needs; engine: hf gives them"
+        )
 
 
 def add_choices(

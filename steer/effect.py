@@ -11,15 +11,9 @@ from torch import Tensor
 
 from steer.datasets import SIDES, Row, answer_of, question_of
 from steer.likelihood import REPLAY_BYTES, AnswerScorer, last_logits
-from steer.models import (
-    Answer,
-    ChatFormat,
-    EditPrompt,
-    EditTensor,
-    Intervention,
-    SteeredModel,
-)
+from steer.models import Answer, ChatFormat, EditPrompt, EditTensor, Intervention, SteeredModel
 from steer.models.batching import run_batches
+from steer.models.interventions import with_prompt
 from steer.models.prefix import common_start
 from steer.progress import Bar, progress
 
@@ -236,7 +230,8 @@ def _random_text(model: SteeredModel, text: str, generator: torch.Generator) -> 
 def divergence(model: SteeredModel, texts: Sequence[str], steps: Interventions) -> float:
     """Mean KL(unsteered || steered) of next-token predictions on `texts`, in nats a token.
 
-    Steering prompts stand before each text.
+    A text's first token is the prompt, as in a search, and the others stand for an answer; gates
+    by row read the whole text. Steering prompts stand before each text.
     """
     tokenizer: Any = model.tokenizer
     prompt = _prompt_ids(model, steps)
@@ -244,6 +239,7 @@ def divergence(model: SteeredModel, texts: Sequence[str], steps: Interventions) 
     # Behind a prompt no text begins anew.
     own = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts] if prompt else whole
     lengths = [len(row) for row in own]
+    steps = with_prompt(steps, len(prompt) + 1, len(prompt) + max(lengths))
     total, tokens = 0.0, 0
 
     def run(batch: list[int]) -> Tensor:

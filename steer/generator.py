@@ -1,6 +1,5 @@
 """Data in, vectors out."""
 
-import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from steer.datasets import (
     warnings_of,
 )
 from steer.files import check_writable, fingerprint
-from steer.judging import has_held_out
+from steer.judging import OTHER_ROWS, are_others, has_held_out, rows_digest
 from steer.methods import Context, Maker, Trained, Trainer
 from steer.models import SteeredModel
 from steer.models.facts import model_facts, template_hash
@@ -33,8 +32,7 @@ log = logging.getLogger(__name__)
 
 TRAINING = "training.json"
 VERSIONS = ("torch", "transformers")
-# Stands for the data set where no method reads any.
-NO_DATA = "no_data"
+NO_DATA = "no_data"  # the data set where no method reads any
 
 
 class BaseVectorGenerator:
@@ -53,11 +51,14 @@ class BaseVectorGenerator:
         self.config = cfg
         self.run = Run.of(cfg, "generate")
         self.settings = self.run.settings
+        for note in self.run.notes:
+            log.info(note)
         self.hparams_dict: dict[str, Trainer | Maker] = {
             k: m.half for k, m in self.run.methods.items()
         }
         self.trained: dict[str, dict[str, Trained]] = {}
         self._rows: Mapping[str, Sequence[Row]] = {}
+        self._of_files: Mapping[str, Sequence[Row]] = {}
         self._model = model
 
     @property
@@ -134,7 +135,8 @@ class BaseVectorGenerator:
             "train_fields": settings.train_fields,
             "data_source": settings.data_source,
         }
-        return prepare_train_dataset(given) | {name: [] for name in made}
+        self._of_files = prepare_train_dataset(given)
+        return self._of_files | {name: [] for name in made}
 
     def _keys(self, dataset: str) -> list[str]:
         """The methods that a data set is for."""
@@ -196,7 +198,7 @@ class BaseVectorGenerator:
                 return Trained(there)
         context = Context(
             dataset=dataset,
-            made={name: self.vectors(name) for name in self.trained},
+            made={name: {k: t.own for k, t in self._made(name)} for name in self.trained},
             folder=folder,
             resume=self.settings.resume,
             about={k: v for k, v in recipe.items() if k not in ("method", "hparams")},
@@ -232,28 +234,34 @@ class BaseVectorGenerator:
             read = {
                 "model": model_facts(self.model),
                 "chat_template_sha256": template_hash(self.model),
-                "data": {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)},
+                "data": self._data(dataset, rows),
             }
         return {
             "method": self.run.methods[key].name,
-            "hparams": redacted(_portable(asdict(half))),  # type: ignore[call-overload]
+            "hparams": _written(asdict(half)),  # type: ignore[call-overload]
             **read,
             "seed": self.settings.seed,
             "versions": {"steer": __version__}
             | {name: importlib.metadata.version(name) for name in VERSIONS},
         }
 
+    def _data(self, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
+        loader = DatasetLoader(source=self.settings.data_source)
+        # What was just read is not read again: of a data set of many concepts that would take long.
+        others = rows != self._of_files.get(dataset) and are_others(loader, dataset, rows)
+        facts = {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)}
+        return facts | ({OTHER_ROWS: True} if others else {})
+
 
 def _save(folder: Path, trained: Trained, recipe: Mapping[str, Any]) -> None:
-    beside = {name for vectors in trained.beside.values() for name in vectors}
-    own = {name: v for name, v in trained.vectors.items() if name not in beside}
+    own = trained.own
     kept = [trained.bundle] if trained.bundle else list(own)
     made = {**recipe, "recipe": fingerprint(recipe), "made_with": kept}
     made["folds"] = len(trained.folds)
-    places = {folder.parent / name: vectors for name, vectors in trained.beside.items()}
-    for place, vectors in places.items():
-        about = {n: {**recipe, **vectors.about.get(n, {})} for n in vectors}
-        save_vectors(place, vectors, about)
+    for name, vectors in trained.beside.items():
+        about = {n: {**recipe, **_written(vectors.about.get(n, {}))} for n in vectors}
+        borrowed = any(entry["method"] != recipe["method"] for entry in about.values())
+        save_vectors(folder.parent / name, vectors, about, borrowed=borrowed)
     about = {name: {**made, **trained.vectors.about.get(name, {})} for name in kept}
     files = {TRAINING: trained.report} if trained.report else {}
     save_vectors(folder, own, about, bundle=trained.bundle, files={**trained.files, **files})
@@ -276,6 +284,11 @@ def _already_made(folder: Path, recipe: str, with_folds: bool) -> Vectors | None
         return None
 
 
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as metadata may hold them: without secrets, and without places of this machine."""
+    return redacted(_portable(dict(values)))
+
+
 def _portable(value: Any) -> Any:
     """A copy of a JSON-like value in which files and folders of this machine have no place."""
     if isinstance(value, dict):
@@ -285,11 +298,3 @@ def _portable(value: Any) -> Any:
     if isinstance(value, str) and Path(value).is_absolute() and Path(value).exists():
         return Path(value).name
     return value
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """SHA-256 of rows, in their order: what a vector's metadata says of its data."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))
-    return digest.hexdigest()

@@ -1,7 +1,9 @@
 """What vectors are judged by: held-out pairs, else folds of the training pairs; neutral text."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +22,8 @@ from steer.models import ChatFormat, Intervention, SteeredModel
 
 NEUTRAL = "neutral"
 GIVEN = "the pairs given"
+# In what metadata says of data: they have the name of a data set, and none of its rows.
+OTHER_ROWS = "other_rows"
 
 Folds = Mapping[str, Sequence[tuple[Sequence[Intervention], Sequence[Row]]]]
 
@@ -99,8 +103,8 @@ def judge(
     Args:
         model: Steered.
         chat: How questions are put.
-        names: Data sets; the first with a held-out file of its own judges, unless no row of the
-            folds is its own.
+        names: Data sets, as of `judges_of`; the first with a held-out file of its own judges,
+            unless no row of the folds is its own.
         folds: Without one: by method key, what each fold's own vectors do, and the fold's rows.
             What else is in force is so for every fold.
         loader: Reads the held-out file.
@@ -113,16 +117,45 @@ def judge(
 
 
 def has_held_out(loader: DatasetLoader, name: str, rows: Sequence[Row]) -> bool:
-    """Whether the held-out file of the data set `name` can judge what was learnt from `rows`.
+    """Whether the held-out file of the data set `name` can judge what was learnt from `rows`."""
+    return loader.has(name, "valid") and not are_others(loader, name, rows)
 
-    Not where none of them is its own: data in memory may have any name.
+
+def are_others(loader: DatasetLoader, name: str, rows: Sequence[Row]) -> bool:
+    """Whether none of `rows` is of the data set `name`: data in memory may have any name.
+
+    False where there are none, and where the data set's own are not on this machine.
     """
-    if not loader.has(name, "valid"):
-        return False
     if not rows or not loader.has(name, "train"):
-        return True
+        return False
     own = {fingerprint(dict(row)) for row in loader.load_file(name, "train")}
-    return any(fingerprint(dict(row)) in own for row in rows)
+    return not any(fingerprint(dict(row)) in own for row in rows)
+
+
+def judges_of(
+    named: Sequence[str], learnt_from: Sequence[Mapping[str, Any]], in_memory: bool
+) -> list[str]:
+    """The data sets that may judge vectors by their held-out files.
+
+    Args:
+        named: In the config.
+        learnt_from: What the vectors' metadata says of their data.
+        in_memory: Whether the vectors were handed over: where the config names nothing that they
+            have learnt from, it is of other vectors.
+    """
+    learnt = [data["name"] for data in learnt_from]
+    other = in_memory and learnt and not set(named) & set(learnt)
+    only_named_so = {data["name"] for data in learnt_from if data.get(OTHER_ROWS)}
+    names = learnt if other else [*named, *learnt]
+    return [name for name in names if name not in only_named_so]
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of rows, in their order: what a vector's metadata says of its data."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(fingerprint(dict(row) if isinstance(row, Mapping) else row).encode("ascii"))
+    return digest.hexdigest()
 
 
 def _held_out(

@@ -23,7 +23,7 @@ ALIASES = {
     "torch_dtype": "dtype",
     "train_data": "steer_train_dataset",
 }
-METHOD_ALIASES = {"desities": "densities", "concepts_id": "concept_id"}
+METHOD_ALIASES = {"desities": "densities"}
 # Keys of EasyEdit2's files that nothing here depends on.
 WITHOUT_EFFECT = (
     "save_activations",
@@ -83,6 +83,20 @@ class MethodFile:
         lent = {k: v for k, v in values.items() if k in lendable and k not in own[phase]}
         mine = {k: v for k, v in values.items() if k in own[phase]}
         return cls(path, phase, name, half, mine, lent, _folder(path, values))
+
+    @property
+    def other_at_top(self) -> Mapping[str, str]:
+        """Fields that mean something else at the top level -> what they mean here."""
+        return getattr(self.half, "other_at_top", {})
+
+    def notes(self, half: Any, top: Mapping[str, Any], places: Mapping[str, str]) -> list[str]:
+        """Where the top level has other values for such fields of `half`."""
+        return [
+            f"{self.path}: {key} stays {getattr(half, key)}, {meaning}: {top[key]} "
+            f"({places[key]}) does not change that"
+            for key, meaning in self.other_at_top.items()
+            if str(top.get(key, "auto")) not in ("auto", getattr(half, key))
+        ]
 
     def fill_folders(self, names: Mapping[str, str]) -> None:
         """Fill `names` into the folders of vectors that the file gives; see `steer.places`."""

@@ -32,18 +32,34 @@ def read_by(config: Any) -> dict[str, Any]:
     return {"command": command, "config": values, "method_files": _method_files(values)}
 
 
-def made_by(read: Mapping[str, Any], device: torch.device, vectors_from: str) -> dict[str, Any]:
+def origin_of(vectors: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any]:
+    """Where vectors come from: FOLDERS, or THIS_RUN where they were handed over, by method key.
+
+    Then also what they have `learnt_from`, as their metadata says.
+    """
+    if vectors is None:
+        return {"vectors": FOLDERS}
+    known = [e for own in vectors.values() for e in getattr(own, "about", {}).values()]
+    # A merged vector's inputs may be of another run.
+    learnt = [entry["data"] for entry in known if "data" in entry and "inputs" not in entry]
+    unlike = [data for n, data in enumerate(learnt) if data not in learnt[:n]]
+    return {"vectors": THIS_RUN, "learnt_from": unlike}
+
+
+def made_by(
+    read: Mapping[str, Any], device: torch.device, origin: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a run that ends now was made by.
 
     Args:
         read: Of `read_by`, when it began.
         device: Where the model is.
-        vectors_from: FOLDERS, or THIS_RUN.
+        origin: Of its vectors, by `origin_of`.
     """
     return {
         **read,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "vectors": vectors_from,
+        **origin,
         "versions": versions(),
         "machine": {
             "system": platform.platform(),

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from steer.datasets import Row
 from steer.files import find, read_json, writing
 from steer.method_files import PATHS, paths_of
 from steer.recording import FOLDERS
@@ -125,11 +126,27 @@ def repeat(kept: Mapping[str, Any], folder: Path, path: Path) -> tuple[list[Reco
         names = kept["run"]["settings"]["steer_train_dataset"]
         generator = BaseVectorGenerator(config, applier.model)
         if generator.hparams_dict:  # a prompt needs no training
-            generator.generate_vectors()
+            data = generator.training_data()
+            _check_learnt_from(made.get("learnt_from", []), data, path)
+            generator.generate_vectors(data)
         applier.settings.steer_train_dataset = names
         applier.apply_vectors(generator.vectors(*names), generator.folds(*names))
     records = applier.generate({name: rows[name]})[name]
     return records, read_json(run_path(applier.results_path(name)))
+
+
+def _check_learnt_from(
+    learnt_from: Sequence[Mapping[str, Any]], data: Mapping[str, Sequence[Row]], path: Path
+) -> None:
+    from steer.judging import rows_digest
+
+    for one in learnt_from:
+        if one["name"] not in data or rows_digest(data[one["name"]]) != one["sha256"]:
+            raise ValueError(
+                f"{path}: its vectors have learnt from {one['rows']} rows {one['name']!r} that are "
+                "not what the config names now: they were given in Python, so only that can repeat "
+                "it, or the data have changed"
+            )
 
 
 def write_config(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:

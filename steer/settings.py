@@ -152,11 +152,13 @@ class Run:
         settings: The top level.
         methods: By key; the second entry of one method has the key `caa_2`.
         origin: `key`, or `method.key`, -> the file, `command line` or `default`.
+        notes: What one should know of them.
     """
 
     settings: Settings
     methods: dict[str, MethodSettings]
     origin: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, cfg: Any, phase: str) -> "Run":
@@ -192,12 +194,14 @@ class Run:
         self, file: MethodFile, number: int, top: dict[str, Any], origin: dict[str, str]
     ) -> None:
         names = field_names(file.half)
-        given = {k: v for k, v in top.items() if k in names and k not in LISTS}
+        theirs = (*LISTS, *file.other_at_top)
+        given = {k: v for k, v in top.items() if k in names and k not in theirs}
         folders = self.settings.steer_vector_load_dir
         if "steer_vector_load_dir" in names and _nth(folders, number) is not None:
             given["steer_vector_load_dir"] = _nth(folders, number)
         sources = dict.fromkeys(file.values, file.path) | {k: origin[k] for k in given}
         half = build(file.half, file.values | given, sources, file.path)
+        self.notes += file.notes(half, top, origin)
         key = _free_key(file.name, self.methods)
         self.methods[key] = method = MethodSettings(file.name, half)
         if file.phase == "generate":

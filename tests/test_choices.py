@@ -1,6 +1,7 @@
 """Letters of multiple-choice questions."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_results_of_rows_with_choices_hold_both_sides(tmp_path: Path):
     assert first["choice_log_probs"].keys() == first["orig_choice_log_probs"].keys() == {"A", "B"}
     assert first["choice_log_probs"] != first["orig_choice_log_probs"]
     assert "choice_log_probs" not in second
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM would answer")
+@pytest.mark.parametrize("row", [{"input": "Which?", "choices": ["one", "two"]}, {"input": "Hi"}])
+def test_that_vllm_gives_no_numbers_of_letters_is_said_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, object]
+):
+    model = steered(tiny_config("llama"))
+    vectors, _ = made("caa", model, tmp_path)
+    applier = applier_of(["caa"], model, tmp_path, engine="vllm")
+    applier.apply_vectors({"caa": vectors})
+    with pytest.raises((ImportError, ValueError), match="vllm"):
+        applier.generate({"quiz": [row]})
+    assert ("the results will have no choice_log_probs" in caplog.text) == ("choices" in row)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import full_logits, ids_of
+from tiny import adding, full_logits, ids_of
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +22,20 @@ from steer.effect import (
 )
 from steer.judging import effect_on, effects_on
 from steer.likelihood import answer_log_probs
-from steer.models import Add, Answer, ChatFormat, EditLayer, EditPrompt, SteeredModel
+from steer.models import (
+    EVERYWHERE,
+    FROM_PROMPT_END,
+    GENERATED,
+    PROMPT,
+    Add,
+    Answer,
+    ChatFormat,
+    EditLayer,
+    EditPrompt,
+    Gate,
+    Positions,
+    SteeredModel,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -273,6 +286,52 @@ def test_the_divergence_is_that_of_the_slow_loop(model: SteeredModel):
     assert found == pytest.approx(sum(each) / len(each), rel=1e-3)
     assert len(each) == sum(map(len, texts))
     assert divergence(model, texts, []) == 0
+
+
+def slow_divergence(model: SteeredModel, text: str, start: str, columns: list[int]) -> list[float]:
+    """KL of each prediction on `text`, behind `start` where steered, VECTOR added to `columns`."""
+    own = model.tokenizer(text)["input_ids"]
+    ids = [*model.tokenizer(start)["input_ids"], *own]
+    plain = full_logits(model, own).log_softmax(-1)
+    steered = full_logits(model, ids, {1: adding(VECTOR, columns)}).log_softmax(-1)[-len(own) :]
+    return (plain.exp() * (plain - steered)).sum(-1).tolist()
+
+
+@pytest.mark.parametrize("start", ["", "Be kind. "])
+@pytest.mark.parametrize(
+    "where, first, last",
+    [(EVERYWHERE, None, 99), (GENERATED, 0, 99), (FROM_PROMPT_END, -1, 99), (PROMPT, None, -1)],
+)
+def test_a_text_is_an_answer_to_its_first_token(
+    model: SteeredModel, where: Positions, first: int | None, last: int, start: str
+):
+    each, texts = [], ["a", "hello you", "not so long"]
+    for text in texts:
+        count, prompt = len(start) + len(text), len(start) + 1
+        begin = 0 if first is None else prompt + first
+        columns = list(range(begin, min(prompt + last + 1, count)))
+        each += slow_divergence(model, text, start, columns)
+    steps = [EditLayer(1, Add(VECTOR), where)]
+    found = divergence(model, texts, [*steps, EditPrompt("Be kind.")] if start else steps)
+    assert found == pytest.approx(sum(each) / len(each), rel=1e-3)
+    assert found > 0.01
+
+
+def test_a_gate_by_row_reads_the_whole_text(model: SteeredModel):
+    texts, scores, each = ["a", "hello you", "why", "not so long", "zz zz"], [], []
+    for text in texts:
+        seen: list[torch.Tensor] = []
+        ids = model.tokenizer(text)["input_ids"]
+        full_logits(model, ids, {0: lambda hidden, seen=seen: seen.append(hidden) or hidden})
+        scores.append(float(torch.cosine_similarity(seen[0], VECTOR, dim=-1).mean()))
+    threshold = sum(sorted(scores)[1:3]) / 2
+    for text, score in zip(texts, scores, strict=True):
+        columns = list(range(1, len(text))) if score > threshold else []
+        each += slow_divergence(model, text, "", columns)
+    step = EditLayer(1, Add(VECTOR), GENERATED, Gate(0, VECTOR, threshold))
+    found = divergence(model, texts, [step])
+    assert found == pytest.approx(sum(each) / len(each), rel=1e-3)
+    assert 0 < found < divergence(model, texts, [replace(step, gate=None)])
 
 
 def test_the_perplexity_ratio_is_that_of_the_slow_loop(model: SteeredModel):

@@ -1,5 +1,6 @@
 """By what a run is judged: pairs that its vectors have not learnt from, under all in force."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,40 @@ def test_rows_in_memory_are_not_judged_by_the_file_of_a_data_set_of_their_name(
     # On the Hub only, it cannot be told.
     (desk.folder / "train.jsonl").unlink()
     assert source() == "held-out file of mine"
+
+
+@pytest.mark.parametrize(
+    "name, own, judges",
+    [("mine", False, False), ("mine", True, True), ("ours", False, False)],
+)
+def test_one_pair_in_memory_is_judged_by_the_file_of_the_data_set_that_it_is_of(
+    tiny: SteeredModel, desk: Desk, name: str, own: bool, judges: bool
+):
+    # One pair has no folds, by whose rows the data set could be told.
+    row = json.loads((desk.folder / "train.jsonl").read_text().splitlines()[0]) if own else ROWS[0]
+    generator = made(tiny, desk.folder)
+    vectors = generator.generate_vectors({name: [row]})[name]
+    apply = desk.write("apply.yaml", "alg_name: caa\nlayers: [1]\nmultipliers: [1.0]\n")
+    config = {
+        "apply_steer_hparam_paths": [str(apply)],
+        "steer_vector_load_dir": [str(generator.folders(name)[0])],
+        "generation_params": {"max_new_tokens": 2, "do_sample": False},
+        "report": "full",
+    }
+
+    def source(given: Any, named: list[str]) -> str:
+        applier = BaseVectorApplier(config | {"steer_train_dataset": named}, tiny)
+        applier.apply_vectors(given, given and generator.folds(name))
+        applier.generate({"kind": [{"input": "Hello"}]}, save_results=False)
+        report = applier.reports["kind"]
+        return report.effect.source if report.effect else report.why_not["effect"]
+
+    expected = "held-out file of mine" if judges else "no held-out pairs"
+    assert (source(vectors, ["mine"]), source(vectors, [])) == (expected, expected)
+    assert source(None, []) == expected
+    # Saved vectors are judged by what a config asks for, unless it is known to be of other rows.
+    asked = "no held-out pairs" if name == "mine" and not own else "held-out file of mine"
+    assert source(None, ["mine"]) == asked
 
 
 @pytest.mark.parametrize(

@@ -393,6 +393,20 @@ def test_a_run_that_makes_and_merges_steers_by_what_it_merged(tmp_path: Path):
     assert steps[0][0].norm() == pytest.approx(3.0 * known_norm(by_data_set, data), rel=1e-5)
 
 
+def test_what_sta_keeps_beside_its_own_vectors_is_not_merged(tmp_path: Path):
+    model = steered(tiny_config("llama"))
+    files = [method_file(tmp_path, name, "generate") for name in ("caa", "sta")]
+    merging = {"vector_paths": ["caa", "sta"], "layers": [0]}
+    files.append(method_file(tmp_path, "merge_vector", "generate", **merging))
+    config = {"steer_train_hparam_paths": files, "save_vectors": False}
+    found = BaseVectorGenerator(config, model).generate_vectors({"one": ROWS})["one"]
+    parts = [found["caa"]["layer_0"], found["sta"]["layer_0_act_and_freq_trim0.5"]]
+    assert not torch.equal(*parts)
+    torch.testing.assert_close(
+        found["merge_vector"], {"layer_0_merged_vector": merge(parts, "ties")}
+    )
+
+
 def known_norm(made: Any, names: Any) -> float:
     """The mean of the usual residual norms at layer 0."""
     norms = [made[name]["caa"].about["layer_0"]["residual_norm"] for name in names]

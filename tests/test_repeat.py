@@ -8,9 +8,11 @@ import pytest
 from conftest import slow_but
 from desk import Desk, pair
 
-from steer import BaseVectorApplier
+from steer import BaseVectorApplier, BaseVectorGenerator, prepare_generation_datasets
+from steer.recording import origin_of
 from steer.repeat import main, write_config
 from steer.settings import Run
+from steer.vectors import Vectors, read_metadata
 
 
 def kept(desk: Desk) -> dict[str, Any]:
@@ -36,6 +38,9 @@ def test_a_run_says_by_what_it_was_made(desk: Desk):
     # What it learnt and answered with, to the bit.
     assert len(kept(desk)["run"]["steering"][0]["edit"]["vector"]["sha256"]) == 64
     assert len(kept(desk)["run"]["data"]["sha256"]) == 64
+    entry = (read_metadata(desk.out / "vectors/mine/caa_vector") or {})["vectors"]["layer_1"]
+    assert made["learnt_from"] == [entry["data"]]
+    assert (entry["data"]["name"], entry["data"]["rows"]) == ("mine", 6)
 
 
 @pytest.mark.parametrize("sampled", slow_but(["true"], ["false", "true"]))
@@ -114,6 +119,44 @@ def test_what_cannot_be_repeated_says_why(desk: Desk, capsys: pytest.CaptureFixt
     del old["made_by"]
     desk.write("out/answers/mine_run.json", json.dumps(old))
     assert "of a version that did not keep" in repeated(desk, capsys)[1]
+
+
+@pytest.mark.parametrize("name", slow_but(["ours"], ["ours", "mine"]))
+def test_vectors_of_rows_given_in_python_are_not_repeated_with_the_configs_data(
+    desk: Desk, capsys: pytest.CaptureFixture[str], name: str
+):
+    config = {
+        "model_name_or_path": str(desk.model),
+        "device": "cpu",
+        "methods": ["caa"],
+        "layers": [1],
+        "multipliers": [2],
+        "steer_train_dataset": ["mine"],
+        "steer_vector_output_dirs": ["out/vectors"],
+        "generation_data": ["mine"],
+        "generation_output_dir": "out/answers",
+        "generation_params": {"max_new_tokens": 2},
+    }
+    generator = BaseVectorGenerator(config)
+    generator.generate_vectors({name: [pair(n) for n in range(20, 24)]})
+    applier = BaseVectorApplier(config, generator.model)
+    applier.apply_vectors(generator.vectors(name))
+    applier.generate(prepare_generation_datasets(config))
+    status, said = repeated(desk, capsys)
+    refused = f"its vectors have learnt from 4 rows '{name}' that are not what the config names"
+    assert (status, refused in said) == (2, True), said
+
+
+def test_what_a_merged_vector_was_made_of_is_not_what_the_run_has_learnt_from():
+    data, other = {"name": "mine", "sha256": "1"}, {"name": "theirs", "sha256": "2"}
+    given = {
+        "caa": Vectors(about={"layer_1": {"data": data}, "layer_2": {"data": data}}),
+        "merge_vector": Vectors(about={"layer_1": {"data": other, "inputs": ["a/b"]}}),
+        "sae_feature": Vectors(about={"layer_1": {}}),
+        "mine": {},
+    }
+    assert origin_of(given) == {"vectors": "this run", "learnt_from": [data]}
+    assert origin_of(None) == {"vectors": "folders"}
 
 
 def test_files_that_change_while_a_run_goes_on_are_kept_as_it_read_them(desk: Desk):

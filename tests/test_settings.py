@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import steer
+from steer.method_files import METHOD_ALIASES, field_names
+from steer.methods import METHODS_CLASS_DICT
 from steer.settings import Run
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,12 @@ def generated(*files: str, **top: Any) -> Run:
     return Run.of({"steer_train_hparam_paths": list(files), **top}, "generate")
 
 
+def test_other_spellings_are_of_keys_that_there_are():
+    halves = [half for row in METHODS_CLASS_DICT.values() for half in row.values()]
+    known = set().union(*map(field_names, halves))  # type: ignore[arg-type]
+    assert set(METHOD_ALIASES.values()) <= known
+
+
 # ---- precedence --------------------------------------------------------------------------------
 
 
@@ -100,6 +108,25 @@ def test_the_top_level_beats_every_method_file(write, text: str):
     run = applied(write("a.yaml", text), layers=[0], multipliers=[7])
     assert (run.methods["caa"].half.layers, run.methods["caa"].half.multipliers) == ([0], [7.0])
     assert run.origin["caa.layers"] == "config"
+
+
+@pytest.mark.parametrize("given, said", [(1, True), (8, False), ("auto", False)])
+def test_rows_in_a_pass_are_not_the_texts_in_a_step(
+    write, caplog: pytest.LogCaptureFixture, given: int | str, said: bool
+):
+    caplog.set_level(logging.INFO, "steer")
+    files = [
+        write("lm.yaml", "alg_name: lm_steer\nbatch_size: 8\n"),
+        write("caa.yaml", "alg_name: caa\nlayers: [1]\nbatch_size: 8\n"),
+    ]
+    config = {"steer_train_hparam_paths": files, "batch_size": given, "save_vectors": False}
+    run = steer.BaseVectorGenerator(config).run
+    sizes = {key: method.half.batch_size for key, method in run.methods.items()}
+    assert sizes == {"lm_steer": "8", "caa": str(given)}
+    assert run.settings.batch_size == str(given)
+    assert run.origin["lm_steer.batch_size"] == "lm.yaml"
+    line = "lm.yaml: batch_size stays 8, texts in a step of training: 1 (config) does not change"
+    assert (line in caplog.text, "batch_size" in caplog.text) == (said, said)
 
 
 def test_the_command_line_beats_the_top_file_and_the_method_file(explained):

@@ -19,7 +19,7 @@ from steer.methods.sta import TrainSTA
 from steer.models import SteeredModel
 from steer.saes import SAE
 from steer.saes.atoms import MODES, Scores, rescaled, signed_min_max
-from steer.vectors import load_vectors
+from steer.vectors import annotate, load_vectors, read_metadata
 
 FEATURES = 24
 CHOICES = [{**row, "matching": "(A)", "not_matching": "(B)"} for row in ROWS]
@@ -412,6 +412,57 @@ def test_files_lie_where_easyedit2_puts_them(model: SteeredModel, saes: list[str
     ).values()
     assert act.shape == wanted.shape == shunned.shape == (FEATURES,)
     assert act.dtype == wanted.dtype == torch.float32
+
+
+def caa_entries(folder: Path) -> dict[str, Any]:
+    return (read_metadata(folder / "out/kind/caa_vector") or {})["vectors"]
+
+
+def test_the_caa_vectors_are_said_to_be_caas(
+    model: SteeredModel, saes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MY_API_KEY", "do-not-tell")
+    chat = {"use_chat_template": True, "system_prompt": "Be do-not-tell."}
+    sta(model, tmp_path, saes, **chat).generate_vectors({"kind": ROWS})
+    found = caa_entries(tmp_path)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    generator_of("caa", model, alone, **chat).generate_vectors({"kind": ROWS})
+    # What resuming needs is known to a run of caa only.
+    resuming = ("recipe", "made_with", "folds")
+    wanted = caa_entries(alone).items()
+    assert found == {n: {k: v for k, v in e.items() if k not in resuming} for n, e in wanted}
+    assert found["layer_0"]["hparams"]["system_prompt"] == "Be ***."
+
+
+def test_what_caa_made_of_the_same_stays_as_it_is(
+    model: SteeredModel, saes: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    generator_of("caa", model, tmp_path).generate_vectors({"kind": ROWS})
+    annotate(tmp_path / "out/kind/caa_vector", {"recommended": {"multipliers": [2]}})
+    before = caa_entries(tmp_path)
+    assert before["layer_2"].keys() >= {"recipe", "made_with", "folds", "recommended"}
+    sta(model, tmp_path, saes).generate_vectors({"kind": ROWS})
+    assert caa_entries(tmp_path) == before
+    assert "is replaced" not in caplog.text
+
+
+def test_that_a_vector_of_other_settings_is_replaced_is_said(
+    model: SteeredModel, saes: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    generator_of("caa", model, tmp_path).generate_vectors({"kind": ROWS})
+    before = caa_entries(tmp_path)
+    made = sta(model, tmp_path, saes, use_chat_template=True).generate_vectors({"kind": ROWS})
+    for name in ("layer_0", "layer_2"):
+        assert f"caa_vector/{name}.pt is replaced" in caplog.text
+        (vector,) = load_vectors(tmp_path / "out/kind/caa_vector", [name]).values()
+        assert torch.equal(vector, made["kind"]["sta"][name])
+        now = caa_entries(tmp_path)[name]
+        assert now["hparams"]["use_chat_template"] is True
+        assert (now["method"], now["sha256"] == before[name]["sha256"]) == ("caa", False)
+    caplog.clear()
+    sta(model, tmp_path, saes, use_chat_template=True).generate_vectors({"kind": ROWS})
+    assert "is replaced" not in caplog.text
 
 
 @pytest.mark.slow

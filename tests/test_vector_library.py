@@ -15,6 +15,7 @@ from steer.build import read_yaml
 from steer.effect import Effect, divergence
 from steer.library import steering_of
 from steer.library.building import build
+from steer.library.judging import verdict_of
 from steer.library.keeping import Draft, keep, note_left_out, write_page
 from steer.library.recipes import Recipe, Recipes
 from steer.library.verifying import Verified, differences, verify
@@ -334,6 +335,26 @@ def test_a_verdict_is_borne_out_or_not(found: dict[str, Any], kl: float, problem
     assert verified.reproduced == (problem is None)
     outcome = "reproduced$" if problem is None else f"NOT reproduced: {problem}"
     assert re.search(f"KL {kl:.3f}: {outcome}", str(verified))
+
+
+@pytest.mark.parametrize(
+    "controls, reason",
+    [
+        ([0.5, 1.99], None),
+        ([0.5, 2.0], "a random vector does +2.00"),
+        ([2.05, 0.5], "a random vector does +2.05"),
+        ([2.5, 0.5], "1 of 2 controls are larger (random vectors): at most +2.50 nats"),
+    ],
+)
+def test_what_is_kept_for_its_controls_is_borne_out_by_them(
+    controls: list[float], reason: str | None
+):
+    more = {"control_pairs": 12, "on_control_pairs": 2.0, "source": "here"}
+    effect = Effect(mean=3.4, low=2.3, high=4.7, pairs=24, controls=controls, **more)
+    kept = verdict_of(effect).reasons
+    assert (kept == []) == (differences(VERDICT, effect, 0.12) == []) == (reason is None)
+    assert all(one.startswith(str(reason)) for one in kept)
+    assert len(kept) <= 1
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 
 from steer.datasets import DatasetLoader, Row, input_of
 from steer.effect import CONTROLS, Effect, Group, divergence, measure_effect
-from steer.generator import rows_digest
 from steer.journal import Journal
+from steer.judging import rows_digest
 from steer.library.recipes import Recipe, Recipes
 from steer.models import Answer, Intervention, SteeredModel
 from steer.search.budget import Budget
@@ -61,16 +61,9 @@ def verdict_on(
     model: SteeredModel,
     steps: Sequence[Intervention],
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The verdict on steps that no pair has chosen, as a search gives it, and a few answers.
-
-    Shuffled labels are no control here: nothing was learnt from labels.
-    """
+    """The verdict on steps that no pair has chosen, as a search gives it, and a few answers."""
     pairs = held_out(recipe.data)
-    found = effect_on(recipes, model, steps, pairs)
-    verdict = Verdict(False, [], _measured(found))
-    verdict.controls, verdict.control_pairs = {RANDOM: found.controls}, found.control_pairs
-    verdict.on_control_pairs = found.on_control_pairs
-    verdict.reasons = against(verdict)
+    verdict = verdict_of(effect_on(recipes, model, steps, pairs))
     each: dict[str, Measured] = {}
     if len(pairs) > 1:
         parts = {name: {name: rows} for name, rows in pairs.items()}
@@ -86,6 +79,30 @@ def verdict_on(
     add_price(verdict, price, settings.limits)
     by_data = {name: asdict(one) for name, one in each.items()}
     return asdict(verdict) | ({"by_data": by_data} if by_data else {}), shown
+
+
+def verdict_of(found: Effect) -> Verdict:
+    """The verdict on an effect, its price and single data sets left aside.
+
+    Shuffled labels are no control here: nothing was learnt from labels.
+    """
+    verdict = Verdict(False, [], _measured(found))
+    verdict.controls, verdict.control_pairs = {RANDOM: found.controls}, found.control_pairs
+    verdict.on_control_pairs = found.on_control_pairs
+    verdict.reasons = against(verdict)
+    if verdict.beaten(RANDOM) == len(found.controls):
+        verdict.reasons += equalled(found)
+    return verdict
+
+
+def equalled(found: Effect) -> list[str]:
+    """That a random vector does as much; nothing where none does.
+
+    A search lets a control be a little larger, for the sake of shuffled labels: a vector of the
+    library may not be.
+    """
+    most = max(found.controls)
+    return [f"a random vector does {most:+.2f}"] if most >= found.on_control_pairs else []
 
 
 def _measured(effect: Effect) -> Measured:

@@ -7,7 +7,7 @@ from typing import Any
 
 from steer.effect import Effect
 from steer.library.applying import steering_of
-from steer.library.judging import JUDGING, digests, effect_on, held_out, kl
+from steer.library.judging import JUDGING, digests, effect_on, equalled, held_out, kl
 from steer.library.recipes import Recipes
 from steer.vectors import Entry
 from steer.vectors.cards import interval
@@ -80,8 +80,7 @@ def differences(verdict: Mapping[str, Any], found: Effect, diverged: float) -> l
         problems.append(f"the verdict says {interval(told)}")
     if found.low <= 0:
         problems.append("the effect is not clearly above 0")
-    if max(found.controls) >= found.on_control_pairs:
-        problems.append(f"a random vector does {max(found.controls):+.2f}")
+    problems += equalled(found)
     if diverged > SLACK * priced:
         problems.append(f"KL was {priced:.3f}")
     return problems

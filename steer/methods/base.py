@@ -57,6 +57,15 @@ class Trained:
     report: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def own(self) -> Vectors:
+        """The vectors that are kept in the method's own folder."""
+        beside = {name for vectors in self.beside.values() for name in vectors}
+        return Vectors(
+            {name: vector for name, vector in self.vectors.items() if name not in beside},
+            {name: known for name, known in self.vectors.about.items() if name not in beside},
+        )
+
 
 class Half(Protocol):
     """What all that make vectors share."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class TrainLMSteer(LabelledTexts):
         lr: Its learning rate.
         gamma_mean: The running mean of the loss weighs each older value this much less.
         n_steps: Steps of Adam; one pass over the data where null or -1.
-        batch_size: Texts in a step; `auto` is 32.
+        batch_size: Texts in a step; `auto` is 32. The top level's, of passes, does not count.
         log_step: The report has the loss every so many steps.
         training_steer: The steer that the label sets.
         adaptor_class: `multiply`, `add` or `offset`.
@@ -82,6 +82,7 @@ class TrainLMSteer(LabelledTexts):
     num_steers: int = 2
     low_resource_mode: bool = False
     cache_mib: int = 1024
+    other_at_top: ClassVar[Mapping[str, str]] = {"batch_size": "texts in a step of training"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,7 @@ class TrainSTA(ContrastivePairs):
                 for fold, (vectors, numbers) in enumerate(caa.folds)
             ],
             beside={
-                self.folder_of("caa"): caa.vectors,
+                self.folder_of("caa"): self._as_caa(caa.vectors),
                 SCORES: Vectors({k: v for n in saes for k, v in _by_name(scores[n], n).items()}),
                 SUMS: _packed(found, keys),
             },
@@ -155,6 +155,13 @@ class TrainSTA(ContrastivePairs):
                 made[name] = rescaled(atoms @ sae.W_dec, caa[base])
                 made.about[name] = {**caa.about[base], "sae": sae.about.get("fingerprint")}
         return made
+
+    def _as_caa(self, vectors: Vectors) -> Vectors:
+        """The same, known as what caa makes with these settings."""
+        layers = [about["layer"] for about in vectors.about.values()]
+        own = {f.name: getattr(self, f.name) for f in fields(ContrastivePairs)}
+        known = {"method": "caa", "hparams": {**own, "layers": layers}}
+        return Vectors(vectors, {name: {**a, **known} for name, a in vectors.about.items()})
 
     def _report(self, scores: Mapping[int, Scores], saes: Mapping[int, SAE]) -> dict[str, Any]:
         """By vector's name, how many features are kept, and the strongest of them."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steer.models.edits import Add, Edit, taken
 from steer.models.gates import Gate
-from steer.models.positions import EVERYWHERE, NOWHERE, Positions, TokenMask, Where
+from steer.models.positions import EVERYWHERE, NOWHERE, Positions, TokenMask, Where, masked
 
 HEAD_INPUT = "head input"
 LOGITS = "logits"
@@ -126,6 +126,19 @@ def _only(intervention: EditTensor, on: Sequence[bool]) -> EditTensor:
     each = given if len(given) == len(on) else [*given] * len(on)
     kept = [p if o else NOWHERE for p, o in zip(each, on, strict=True)]
     return replace(intervention, where=kept)
+
+
+def with_prompt(
+    interventions: Sequence[Intervention], prompt: int, tokens: int
+) -> list[Intervention]:
+    """The same on rows of up to `tokens` tokens, the first `prompt` of which count as the prompt.
+
+    Gates by row still read what a pass says is the prompt. A ValueError where rows differ.
+    """
+    return [
+        replace(i, where=masked(i.where, prompt, tokens)) if isinstance(i, EditTensor) else i
+        for i in interventions
+    ]
 
 
 def check_rows(interventions: Sequence[Intervention], rows: int) -> None:

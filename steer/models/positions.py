@@ -113,6 +113,22 @@ class Pass:
         return (index >= 0) & (relative >= start) & (relative < stop)
 
 
+def masked(where: Where, prompt: int, tokens: int) -> Where:
+    """The tokens that `where` names in rows whose prompt has `prompt` tokens, whatever passes say.
+
+    Args:
+        where: The same for all rows.
+        prompt: At least one.
+        tokens: Of the longest row.
+
+    Raises:
+        ValueError: `where` differs from row to row.
+    """
+    index = torch.arange(tokens)[None]
+    chosen = Pass(index, torch.tensor([prompt])).chosen(where, index)
+    return where if chosen is None else TokenMask(chosen)
+
+
 def _bounds(where: Positions | Sequence[Positions], batch: int, device: torch.device) -> Tensor:
     each = [where] if isinstance(where, Positions) else where
     far = torch.iinfo(torch.int64).max // 2

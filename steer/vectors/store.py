@@ -50,6 +50,7 @@ def save_vectors(
     *,
     bundle: str | None = None,
     files: Mapping[str, Any] | None = None,
+    borrowed: bool = False,
 ) -> None:
     """Write each vector to `<folder>/<name>.pt` and what is known of it to `metadata.json`.
 
@@ -62,6 +63,8 @@ def save_vectors(
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
         bundle: All go into the one file `<bundle>.pt`, a dict; `about` is then of that name.
         files: Name of a further file beside the vectors -> its JSON.
+        borrowed: The folder is another method's: the entry of a vector that is there already stays
+            as it is, and where another vector is replaced, the log says so.
 
     Raises:
         ValueError: A name that is not a file's, or a vector with NaN or infinity.
@@ -78,11 +81,29 @@ def save_vectors(
         entries[name] = {**about.get(name, {}), **file, **_measures(value)}
     with locked(folder / METADATA):
         kept = read_metadata(folder) or {}
+        there = kept.get("vectors", {})
+        if borrowed:
+            entries = _not_there(folder, there, entries)
         # What belongs together is not added to a block's output: its entry says what it is for.
         added = {"operation": "add", "hook_point": HOOK_POINT} if bundle is None else {}
-        vectors = kept.get("vectors", {}) | entries
-        metadata = {"format_version": FORMAT_VERSION, **added, "vectors": vectors}
+        metadata = {"format_version": FORMAT_VERSION, **added, "vectors": there | entries}
         write_together({**written, folder / METADATA: _json_bytes(metadata)})
+
+
+def _not_there(
+    folder: Path, there: Mapping[str, Any], entries: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of `entries` whose vector is not `there`; warns of files that are replaced."""
+    for name, entry in entries.items():
+        path = folder / entry["file"]
+        if path.is_file() and file_sha256(path) != entry["sha256"]:
+            method = there.get(name, {}).get("method", "unknown")
+            log.warning(
+                "%s is replaced: the vector that was there (method: %s) was made in another way, "
+                "with other settings or data",
+                *(path, method),
+            )
+    return {n: e for n, e in entries.items() if there.get(n, {}).get("sha256") != e["sha256"]}
 
 
 def _measures(value: Tensor | Mapping[str, Tensor]) -> dict[str, Any]:
