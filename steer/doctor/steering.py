@@ -12,7 +12,7 @@ from steer.doctor.data import not_had
 from steer.doctor.network import others_on
 from steer.doctor.patient import Patient
 from steer.effect import Effect, Group, measure_effect
-from steer.generator import rows_digest
+from steer.judging import rows_digest
 from steer.methods.gating import Gated
 from steer.models import EditPrompt
 from steer.models.interventions import cancels

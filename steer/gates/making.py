@@ -10,7 +10,7 @@ from torch import Tensor
 from steer.datasets import Row
 from steer.gates.calibrating import calibrate_folder
 from steer.gates.scores import prompts_of
-from steer.generator import rows_digest
+from steer.judging import rows_digest
 from steer.methods.probe import TrainProbe
 from steer.models import ChatFormat, SteeredModel
 from steer.models.facts import model_facts, template_hash
