@@ -1,4 +1,4 @@
-"""Each benchmark runs at a tiny shape, and its figures are those of its own run."""
+"""Benchmarks with a tiny shape run at it, and their figures are those of their own run."""
 
 import json
 import subprocess

@@ -97,6 +97,13 @@ def outputs(name: str) -> list[nbformat.NotebookNode]:
     return [output for cell in code_cells(name) for output in cell.outputs]
 
 
+def effects(name: str, cells: list[nbformat.NotebookNode]) -> list[float]:
+    """The numbers with a sign and two decimals that the cells of a notebook have put out."""
+    count = len(code_cells(name))
+    said = [text for cell in cells[:count] for one in cell.outputs for text in texts(one)]
+    return [float(number) for text in said for number in re.findall(r"[+-]\d+\.\d\d\b", text)]
+
+
 def texts(output: nbformat.NotebookNode) -> list[str]:
     """What an output says, pictures aside."""
     if output.output_type == "stream":
@@ -182,3 +189,7 @@ def test_it_runs_and_shows_what_it_says(name: str, tmp_path: Path, monkeypatch: 
     place = {"metadata": {"path": str(desk)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     assert list(desk.iterdir()) == []
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    kept = effects(name, code_cells(name))
+    assert kept
+    assert effects(name, ran) == pytest.approx(kept, abs=0.1)

@@ -14,6 +14,7 @@ from vllm_desk import ALL, GREEDY, RECIPES, alone, answers_of, engine_of, llama,
 from steer.engines.of_run import EngineOfRun
 from steer.engines.options import EngineOptions
 from steer.engines.replicas import Replicas
+from steer.likelihood import answer_log_probs
 from steer.models import GENERATED, Add, EditLayer
 from steer.models.load import ModelSource
 
@@ -78,6 +79,11 @@ def test_the_embedded_model_in_two_parts_and_twice(kind: str):
         counts = {place: one.summary()["tokens"] for place, one in tally.items()}
         assert counts == {place: one.summary()["tokens"] for place, one in wanted.items()}
         given = started.log_probs(prompts, prompts[::-1], recipes[1])
-        assert [len(one) for one in given] == [len(one) for one in prompts[::-1]]
+        for found, one in zip(
+            given,
+            answer_log_probs(model, prompts, prompts[::-1], interventions=recipes[1]),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, one, rtol=0, atol=1e-3)
     finally:
         engine.close()
