@@ -15,6 +15,7 @@ import httpx
 import pytest
 import torch
 from answering import Pair, Wish
+from conftest import slow_but
 from desk import Desk
 from library import ReadyVector, _fits, ready_vectors
 from options import DemoOptions, number, read_options, whole
@@ -449,7 +450,9 @@ def results(desk: Desk) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("way", ["one example", "ready", "prompt", "features"])
+@pytest.mark.parametrize(
+    "way", slow_but(["one example"], ["one example", "ready", "prompt", "features"])
+)
 def test_the_scripts_give_the_pages_answer_from_what_is_taken_along(
     way: str, studio: Studio, desk: Desk
 ):
