@@ -377,14 +377,25 @@ def test_no_text_of_a_visitors_reads_the_environment(name: str):
         of_prompt(f"Say ${{oc.env:{name}}}.")
 
 
-def test_it_says_what_to_install_where_gradio_is_not(monkeypatch: pytest.MonkeyPatch):
+def test_it_says_what_to_install_where_gradio_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     import app
 
     for module in ("studio", "page"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"needs gradio: pip install -e '\.\[demo\]'"):
-        app.main([])
+    assert app.main([]) == 1
+    assert "error: the web demo needs gradio: pip install -e '.[demo]'" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_q_and_v_are_known(capsys: pytest.CaptureFixture[str]):
+    import app
+
+    assert app.main(["-q", "rows=0", "-v"]) == 1
+    assert capsys.readouterr().err.endswith("rows must be above 0: got 0\n")
+    assert app.main(["--prot", "9000"]) == 1
+    assert "unrecognized arguments: --prot 9000" in capsys.readouterr().err
 
 
 # ---- the page -----------------------------------------------------------------------------------

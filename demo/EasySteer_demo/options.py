@@ -1,12 +1,12 @@
 """What the demo is started with, and what its visitors may ask for."""
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from steer.build import build, check_above_zero, check_value, read_config
 from steer.models.load import ModelAndChat
+from steer.terminal import Parser
 
 CONFIG = "hparams/Steer/demo.yaml"
 
@@ -95,23 +95,23 @@ class DemoOptions(ModelAndChat, Limits):
         check_value("port", self.port, "1 to 65535", 0 < self.port < 65536)
 
 
-def read_options(arguments: Sequence[str] | None = None) -> DemoOptions:
+def read_options(arguments: Sequence[str]) -> DemoOptions:
     """Those of the command line, over those of the config file.
 
     Raises:
         ValueError: An unknown key, a wrong type or value.
         FileNotFoundError: No such config.
     """
-    given = _parser().parse_intermixed_args(arguments)
+    given, settings = _parser().parse_with_settings(arguments)
     named = {"host": given.host, "port": given.port, "model_name_or_path": given.model}
     told = [f"{key}={value}" for key, value in named.items() if value is not None]
-    values = read_config(given.config, [*given.settings, *told])
+    values = read_config(given.config, [*settings, *told])
     origin = values.pop("origin_of")
     return build(DemoOptions, values, origin, given.config)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         description="Steer a language model in the browser.",
         epilog=f"Every key of {CONFIG} can be given as key=value.",
     )
@@ -121,5 +121,4 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", default=CONFIG, help="file of all settings (default: %(default)s)"
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="any other setting")
     return parser
