@@ -134,7 +134,7 @@ def _arguments(given: list[str], config_name: str, purpose: str, methods: str) -
         elif override and is_secret_key(override[1].split(".")[-1]):
             raise ValueError(f"{override[1]}: keys and tokens come from the environment only")
         elif override and not override[1].startswith("hydra."):
-            arguments.append("++" + word.lstrip("+"))
+            arguments.append("++" + terminal.quoted(word.lstrip("+")))
         elif word != EXPLAIN:
             arguments.append(word)
     folder = find(chosen["--config-path"], "config folder").resolve()
@@ -230,9 +230,11 @@ def _message(error: BaseException) -> str:
         return f'{key}={value}: a list is written in brackets, "{key}=[{value}]"'
     if isinstance(error, OverrideParseException):
         argument = error.override.lstrip("+")
+        others = [sign for sign in terminal.UNKNOWN_SIGN.findall(argument) if sign not in "'\""]
+        signs = ", ".join(["commas, brackets", *others[:1]])
         return (
             f'cannot read the argument {argument!r}: write key=value, a list as "key=[1,2]", '
-            "and text with commas or brackets in quotes within quotes, key=\"'a, b'\""
+            f"and text with {signs} or = in quotes within quotes, key=\"'a, b'\""
         )
     return ""
 

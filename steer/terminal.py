@@ -22,6 +22,10 @@ NOISY = ("httpx", "httpcore", "urllib3", "filelock", "openai", "markdown_it", "m
 
 # What changes a key of a config, and the key's name: `layers=[12]`, `+seed=7`.
 SETTING = re.compile(r"\+*([\w.]+)=")
+# Text that is neither list, mapping, function, several values nor in quotes to Hydra.
+PLAIN = re.compile(r"[^,()\[\]{}='\"][^,()\[\]{}=]*")
+# A sign that Hydra's grammar (OverrideLexer.g4, VALUE_MODE) has no place for outside quotes.
+UNKNOWN_SIGN = re.compile(r"[^\w/\\+.$%*@?|: \t,()\[\]{}=-]", re.ASCII)
 
 LEVELS = {-3: logging.ERROR, -2: logging.ERROR, -1: logging.WARNING, 0: logging.INFO}
 
@@ -107,6 +111,21 @@ def nobody_reads() -> int:
     """The status where whoever read has seen enough (`| head`); what is left is thrown away."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return INTERRUPTED
+
+
+def quoted(override: str) -> str:
+    """`key=value` for Hydra, with quotes round plain text that it cannot read without: `Höflich!`.
+
+    All else stays as it is.
+    """
+    key, _, value = override.partition("=")
+    # Hydra takes no spaces round text without quotes either.
+    text = value.strip(" \t")
+    if not (PLAIN.fullmatch(text) and UNKNOWN_SIGN.search(text)):
+        return override
+    # To Hydra a backslash stands for itself, but before a quote.
+    escaped = re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text).replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def say_error(error: BaseException, message: str = "") -> None:

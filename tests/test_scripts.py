@@ -178,6 +178,11 @@ ERRORS = [
         {"layers": "[1"},
         "cannot read the argument 'layers=[1': write key=value, a list as \"key=[1,2]\"",
     ),
+    (
+        {"steer_train_dataset": "[Höflich.csv]"},
+        "cannot read the argument 'steer_train_dataset=[Höflich.csv]': write key=value, a list as "
+        '"key=[1,2]", and text with commas, brackets, ö or = in quotes within quotes, ',
+    ),
     ({"model_name_or_path": "./gone"}, "no model folder at ./gone"),
     ({"api_key": "sk-1"}, "api_key: keys and tokens come from the environment only"),
     ({"model_kwargs__token": "hf_1"}, "model_kwargs.token: keys and tokens come from the environm"),
@@ -197,6 +202,12 @@ def test_a_mistake_is_one_line_on_stderr_and_status_1(desk: Desk, more: dict, me
     assert desk.said.startswith(f"error: {message}")
     assert desk.said.count("\n") == 1
     assert printed == ""
+
+
+def test_text_with_signs_that_hydra_does_not_know_is_read(desk: Desk):
+    desk.run("vectors_generate.py", model_name_or_path="~/Jörg's model!")
+    assert desk.status == 1
+    assert desk.said.startswith("error: no model folder at ~/Jörg's model! (looked at ")
 
 
 def test_a_config_that_is_not_there_is_named_with_the_nearest(desk: Desk):

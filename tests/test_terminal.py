@@ -12,8 +12,10 @@ import termios
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from steer.terminal import Parser, command, how_much, start_logging
+from steer.terminal import Parser, command, how_much, quoted, start_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["datasets", "doctor", "gates", "repeat", "saes", "vectors"]
@@ -189,3 +191,63 @@ def test_a_terminal_has_a_bar_with_the_time_left_unless_it_can_draw_none():
     assert "4/4 [00:00<00:00" in drawn
     assert watched("-1", "30", TERM="xterm") == ""
     assert watched("0", "30", TERM="dumb") == ""
+
+
+# ---- text that Hydra cannot read without quotes --------------------------------------------------
+
+
+def read_by_hydra(override: str) -> object:
+    return OverridesParser.create().parse_override(override).value()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sei höflich.",
+        "~/my.jsonl",
+        "Answer like it's Monday!",
+        "one; two & three # four",
+        'Say "yes"',
+        "rock'n'roll",
+        "C:\\Users\\Jörg\\m",
+        "C:\\Users\\Jörg\\",
+        "\\\\server\\Jörg",
+        "a\\'b\\\\'ö\\\\",
+        "two\nlines",
+        "礼貌一点 🙂",
+        "1e3€",
+        "5 $ für dich",
+    ],
+)
+def test_plain_text_is_read_as_it_stands(text: str):
+    with pytest.raises(HydraException):
+        read_by_hydra(f"key={text}")
+    assert read_by_hydra(quoted(f"key={text}")) == text
+    assert read_by_hydra(quoted(f"key= {text} ")) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "12", "-2", "1e-3", "inf", "null", "true", "plain", "two words", "my.jsonl"),
+        *("[1,2]", "[-2]", "['ö',b]", "[]", "{input:q}", "{a:{b:'ö'}}", "${seed}", "a${seed}b"),
+        *("'ö'", '"ö"', "'it\\'s'", '"a, b"', " 'ö' ", "2,3", "'ö',b", "int('3')", "choice(a,b)"),
+        *("C:\\Users\\m", "a\\, b", "http://x:80/v1", "a/b@main", "50%", "*.csv"),
+        # Refused before, and still.
+        *("ö,b", "[ö]", "{a:ö}", "ö${seed}", "f(ö)", "a=ö", "[1", "'ö", '"ö'),
+    ],
+)
+def test_what_is_no_plain_text_stays_as_it_is(value: str):
+    assert quoted(f"key={value}") == f"key={value}"
+
+
+def test_quotes_come_just_where_hydra_cannot_read_a_sign():
+    structure = ",()[]{}="
+    for sign in map(chr, [*range(32, 127), 0xA0, 0xE4, 0x3B1, 0x4E00, 0x1F642]):
+        override = f"key=a{sign}b"
+        try:
+            read_by_hydra(override)
+            without = True
+        except HydraException:
+            without = False
+        assert (quoted(override) == override) == (without or sign in structure), sign
