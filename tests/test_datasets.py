@@ -14,6 +14,7 @@ from steer import prepare_generation_datasets, prepare_train_dataset
 from steer.datasets import DatasetLoader, named_rows
 from steer.datasets.conditions import meets
 from steer.datasets.formats import Format, grouped
+from steer.datasets.reading import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = str(ROOT / "hparams/Steer/dataset_format.yaml")
@@ -22,6 +23,57 @@ PAIR = {"question": "q", "matching": "m", "not_matching": "n"}
 
 def rows(raws: list[dict[str, Any]], **form: Any) -> list[Any]:
     return Format(**form).rows(raws, "file", "advice")
+
+
+# ---- files with separators ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, text, sign",
+    [
+        ("a.csv", "frage;positiv;negativ\nWie war es?;Gut, danke.;Schlecht.\n", "';'"),
+        ("a.csv", 'frage;positiv;negativ\n"Er sagte ""Hallo""";b;c\n', "';'"),
+        ("a.csv", '\n"frage";"positiv"\r\n"a, b";"c"\r\n', "';'"),
+        ("a.csv", "question\tmatching\na, b\tc\n", r"'\\t'"),
+        ("a.tsv", "question|matching\na\tb|c\n", r"'\|'"),
+    ],
+)
+def test_columns_separated_by_something_else_are_told(
+    tmp_path: Path, name: str, text: str, sign: str
+):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig", newline="")
+    message = f"{name} has one field, .*: its columns seem to be separated by {sign}; separate them"
+    for columns in ([], ["question", "matching"]):
+        with pytest.raises(ValueError, match=message):
+            read_rows(tmp_path / name, columns)
+
+
+@pytest.mark.parametrize(
+    "text, columns, read",
+    [
+        ("a;b,c\n1,2\n", [], [{"a;b": "1", "c": "2"}]),
+        ('"a; b"\n1\n2\n', [], [{"a; b": "1"}, {"a; b": "2"}]),
+        ("Good; or not\nBad\n", ["text"], [{"text": "Good; or not"}, {"text": "Bad"}]),
+        ("text\nGood; or not\n", [], [{"text": "Good; or not"}]),
+    ],
+)
+def test_other_signs_within_a_column_are_text(
+    tmp_path: Path, text: str, columns: list[str], read: list[Any]
+):
+    path = tmp_path / "a.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_rows(path, columns) == read
+
+
+def test_blank_columns_are_no_fields(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,,b,,\n1,,2,,\n3,,,,\n", encoding="utf-8")
+    assert read_rows(path) == [{"a": "1", "b": "2"}, {"a": "3", "b": ""}]
+    path.write_text(",a,\n0,1,\n", encoding="utf-8")
+    assert read_rows(path) == [{"": "0", "a": "1"}]
+    path.write_text("a,,\n1,2,3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="the header has '' twice"):
+        read_rows(path)
 
 
 # ---- formats -----------------------------------------------------------------------------------

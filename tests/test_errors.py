@@ -592,7 +592,7 @@ DATA = [
     (
         "csv that is not UTF-8",
         lambda p: p.data("a.csv", b"a\n\xe9\n"),
-        r"a.csv is not UTF-8: .*0xe9",
+        r"a.csv is not UTF-8: .*0xe9.*; save it as UTF-8, 'CSV UTF-8' in Excel$",
     ),
     (
         "an unknown ending",

@@ -59,12 +59,6 @@ def find_fields(rows: Sequence[Row], use: str, place: str, told: str) -> dict[st
         raise ValueError(f"{place} has {shown}: {_tell(told, *complete[0])}")
     if not complete:
         shown = " or ".join(" and ".join(needed) for needed in enough)
-        split = next((c for c in "\t;|" if len(there) == 1 and c in there[0]), "")
-        if split:
-            raise ValueError(
-                f"{place} has one field, {there[0]!r}: its columns seem to be separated by "
-                f"{split!r}; separate them by commas, or by tabs in a .tsv file"
-            )
         raise ValueError(
             f"{place} has the fields {', '.join(map(repr, there))}, and none of them is known as "
             f"{shown}: {_tell(told, *enough[0])}"

@@ -34,7 +34,9 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[Row]:
     try:
         rows = _separated(path, columns) if ending in SEPARATORS else READERS[ending](path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+        raise ValueError(
+            f"{path} is not UTF-8: {error}; save it as UTF-8, 'CSV UTF-8' in Excel"
+        ) from error
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
@@ -97,8 +99,13 @@ def _json(path: Path) -> list[Row]:
 
 def _separated(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     csv.field_size_limit(LONGEST_FIELD)
+    separator = SEPARATORS[path.suffix.lower()]
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()], strict=True)
+        if len(columns) != 1:
+            # By itself: commas and quotes in the lines below would be an error of their own.
+            _check_separator(path, next(filter(str.strip, file), "").rstrip("\r\n"), separator)
+            file.seek(0)
+        reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             lines = [line for line in reader if line]
         except csv.Error as error:
@@ -106,16 +113,31 @@ def _separated(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     header, *rows = lines or [[]]
     if columns and lines and header != list(columns):
         header, rows = list(columns), lines
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
-        raise ValueError(f"{path}: the header has {', '.join(sorted(twice))!r} twice")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise ValueError(
                 f"{path} row {number} has {len(row)} fields, the header has {len(header)}: "
                 f"{', '.join(header)}"
             )
-    return [dict(zip(header, row, strict=True)) for row in rows]
+    # A spreadsheet's blank columns are no fields.
+    kept = [n for n, name in enumerate(header) if name or any(row[n] for row in rows)]
+    names = [header[n] for n in kept]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{path}: the header has {', '.join(sorted(twice))!r} twice")
+    return [{header[n]: row[n] for n in kept} for row in rows]
+
+
+def _check_separator(path: Path, header: str, separator: str) -> None:
+    def parts(by: str) -> int:
+        return len(next(csv.reader([header], delimiter=by), []))
+
+    other = next((by for by in "\t;|" if parts(by) > 1), "")
+    if parts(separator) == 1 and other:
+        raise ValueError(
+            f"{path} has one field, {header!r}: its columns seem to be separated by "
+            f"{other!r}; separate them by commas, or by tabs in a .tsv file"
+        )
 
 
 def _parquet(path: Path) -> list[Row]:
