@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import hf_raise_for_status
 from omegaconf import OmegaConf
 from tiny import byte_tokenizer, full_logits, hooks_on, ids_of, steered, tiny_config
 from transformers import AutoModelForCausalLM, T5Config, dynamic_module_utils
@@ -95,7 +96,59 @@ def test_a_model_that_is_nowhere_is_refused_with_the_places_that_were_tried():
     with pytest.raises(ValueError, match=r"^no model 'nobody/nothing': not 'SmolLM2-135M-In") as no:
         source("nobody/nothing").load()
     assert "not to be had from the Hugging Face Hub" in str(no.value)
-    assert str(no.value).endswith("a gated model needs HF_TOKEN in the environment")
+    assert str(no.value).endswith(
+        "; where it is gated, accept its terms at https://huggingface.co/nobody/nothing, and log "
+        "in (hf auth login, or HF_TOKEN)"
+    )
+
+
+@pytest.mark.parametrize(
+    "status, headers, parts",
+    [
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            ["'401 Unauthorized'", "Invalid credentials in Authorization header);"],
+        ),
+        (
+            403,
+            {"X-Error-Code": "GatedRepo", "X-Error-Message": "You are not in the authorized list."},
+            [
+                "a gated repo. Make sure to have access to it at https://huggingface.co/some/model.",
+                "You are not in the authorized list.);",
+            ],
+        ),
+    ],
+)
+def test_why_the_hub_gives_no_model_is_said(
+    monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], parts: list[str]
+):
+    # What huggingface_hub asks with; older ones ask with another package.
+    http = pytest.importorskip("httpx2")
+
+    def refused(repo: str, filename: str, **_: Any) -> None:
+        asked = http.Request("HEAD", f"https://huggingface.co/{repo}/resolve/main/{filename}")
+        hf_raise_for_status(http.Response(status, headers=headers, request=asked))
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", refused)
+    with pytest.raises(ValueError, match=r"^no model 'some/model': ") as no:
+        source("some/model").load()
+    assert [part for part in parts if part not in str(no.value)] == []
+
+
+def test_a_model_that_is_too_large_for_the_gpu_says_what_to_do(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, no_weights_in_use: None
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee more")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError) as refused:
+        source(tiny_folder).load()
+    assert str(refused.value) == (
+        f"{tiny_folder} does not fit into the memory there is: give load_in_4bit=true, "
+        "device_map=auto or device=cpu (CUDA out of memory. Tried to allocate 20.00 MiB. See more)"
+    )
 
 
 def test_an_encoder_decoder_model_is_refused_before_its_weights_are_read(tmp_path: Path):

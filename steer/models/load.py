@@ -160,19 +160,23 @@ class ModelSource:
             disable_progress_bar()
         try:
             model = AutoModelForCausalLM.from_pretrained(place, **options, **self._weights())
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{self.model_name_or_path} does not fit into the memory there is: give "
+                f"load_in_4bit=true, device_map=auto or device=cpu ({_said(error)})"
+            ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise self._unreadable(place, error) from error
         return model.eval().requires_grad_(False), tokenizer
 
     def _unreadable(self, place: Path | str, error: Exception) -> ValueError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        name = self.model_name_or_path
+        reason, name = _said(error), self.model_name_or_path
         if Path(place).exists():
             return ValueError(f"no model can be read from {name!r}: {reason}")
         return ValueError(
             f"no model {name!r}: not {EMBEDDED!r}, not a folder or .gguf file here, and not to be "
-            f"had from the Hugging Face Hub ({reason}); a gated model needs HF_TOKEN in the "
-            "environment"
+            f"had from the Hugging Face Hub ({reason}); where it is gated, accept its terms at "
+            f"https://huggingface.co/{name}, and log in (hf auth login, or HF_TOKEN)"
         )
 
     def place(self) -> tuple[Path | str, dict[str, Any]]:
@@ -270,6 +274,12 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def _said(error: Exception) -> str:
+    """What happened, where, and why: the first two lines of an error and its last."""
+    lines = list(filter(None, map(str.strip, str(error).splitlines()))) or [type(error).__name__]
+    return " ".join(dict.fromkeys([*lines[:2], lines[-1]]))
 
 
 def _refuse_encoder_decoder(name: str, config: Any) -> None:
