@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import full_logits, ids_of
 from transformers import PreTrainedModel
@@ -95,6 +96,21 @@ def test_another_file_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest
     )
 
 
+def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    monkeypatch.setenv("STEER_HOME", str(file))
+    with pytest.raises(OSError) as refused:
+        embedded.embedded_checkpoint()
+    assert str(refused.value) == (
+        "cannot keep the embedded model (270 MB) in "
+        f"{file}/models/SmolLM2-135M-Instruct-{embedded.GGUF_SHA256[:12]}: Not a directory; "
+        "STEER_HOME (in the environment) names another folder"
+    )
+
+
 # ---- conversion ----
 
 
@@ -125,9 +141,19 @@ def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("from_tiny")
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (OSError(28, "No space left on device"), OSError),
+        (SafetensorError("Error: No space left on device"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 def test_a_broken_conversion_leaves_nothing_half_made(
-    home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
 ):
     def breaks(model: PreTrainedModel, folder: Path) -> None:
         Path(folder).mkdir(parents=True)
@@ -136,7 +162,8 @@ def test_a_broken_conversion_leaves_nothing_half_made(
 
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedModel, "save_pretrained", breaks)
-        with pytest.raises(type(error)):
+        message = f"^cannot keep .* in {home}/.*: .*No space left.*; STEER_HOME"
+        with pytest.raises(raised, match=message if raised is OSError else None):
             embedded.embedded_checkpoint()
     assert [path.name for path in home.iterdir() if path.is_dir()] == []
     assert (embedded.embedded_checkpoint() / "tokenizer.json").is_file()

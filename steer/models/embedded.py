@@ -8,11 +8,14 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 
 from steer.files import file_sha256
 from steer.progress import is_shown
@@ -35,15 +38,32 @@ def embedded_checkpoint() -> Path:
     Raises:
         ModuleNotFoundError: The package is not installed; the message holds the command.
         ValueError: The package's file is not the one it should be.
+        OSError: The cache folder cannot be written, or the disk is full.
     """
     folder = steer_home() / "models" / f"{EMBEDDED}-{GGUF_SHA256[:12]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with _keeping(folder):
+        if folder.is_dir():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
+    with lock:
         if not folder.is_dir():  # else another process has just made it
-            _convert(embedded_gguf(), folder)
+            gguf = embedded_gguf()
+            with _keeping(folder):
+                _convert(gguf, folder)
     return folder
+
+
+@contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise OSError(
+            f"cannot keep the embedded model (270 MB) in {folder}: {why}; STEER_HOME (in the "
+            "environment) names another folder"
+        ) from error
 
 
 def embedded_gguf() -> Path:
