@@ -204,6 +204,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def reason_of(error: Exception) -> str:
+    """What another library says went wrong, and why: the first two lines and the last."""
+    lines = list(filter(None, map(str.strip, str(error).splitlines()))) or [type(error).__name__]
+    return " ".join(dict.fromkeys([*lines[:2], lines[-1]]))
+
+
 def check_batch_size(batch_size: str) -> None:
     """Raise a ValueError unless it is `auto` or a whole number of 1 or more."""
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):

@@ -245,8 +245,7 @@ def _message(error: BaseException) -> str:
         return f'{key}={value}: a list is written in brackets, "{key}=[{value}]"'
     if isinstance(error, OverrideParseException):
         argument = error.override.lstrip("+")
-        others = [sign for sign in terminal.UNKNOWN_SIGN.findall(argument) if sign not in "'\""]
-        signs = ", ".join(["commas, brackets", *others[:1]])
+        signs = ", ".join(["commas, brackets", *terminal.unknown_signs(argument)[:1]])
         return (
             f'cannot read the argument {argument!r}: write key=value, a list as "key=[1,2]", '
             f"and text with {signs} or = in quotes within quotes, key=\"'a, b'\""

@@ -128,6 +128,11 @@ def quoted(override: str) -> str:
     return f"{key}='{escaped}'"
 
 
+def unknown_signs(override: str) -> list[str]:
+    """Those that Hydra reads in quotes alone; the quotes themselves are none."""
+    return [sign for sign in UNKNOWN_SIGN.findall(override) if sign not in "'\""]
+
+
 def say_error(error: BaseException, message: str = "") -> None:
     """One line on stderr, or the whole traceback where STEER_TRACEBACK asks for it.
 

@@ -192,11 +192,13 @@ def _passes(model: Any, rows: Sequence[Sequence[int]], pad: int) -> Callable[[li
 def _loaded(model_id: str, flag: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from steer.build import reason_of
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id)
         model = AutoModelForSequenceClassification.from_pretrained(model_id, dtype="float32")
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise FileNotFoundError(
             f"no classifier {model_id!r}: not a folder here, and not to be had from the Hugging "
             f"Face Hub ({reason}); name another with --{flag}, or offline use --classifier probe"

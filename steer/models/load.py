@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from steer import processes
-from steer.build import pick
+from steer.build import pick, reason_of
 from steer.files import find, fingerprint
 from steer.models.chat import ChatFormat
 from steer.models.embedded import EMBEDDED, embedded_checkpoint
@@ -165,14 +165,14 @@ class ModelSource:
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"{self.model_name_or_path} does not fit into the memory there is: give "
-                f"load_in_4bit=true, device_map=auto or device=cpu ({_said(error)})"
+                f"load_in_4bit=true, device_map=auto or device=cpu ({reason_of(error)})"
             ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise self._unreadable(place, error) from error
         return model.eval().requires_grad_(False), tokenizer
 
     def _unreadable(self, place: Path | str, error: Exception) -> ValueError:
-        reason, name = _said(error), self.model_name_or_path
+        reason, name = reason_of(error), self.model_name_or_path
         if Path(place).exists():
             return ValueError(f"no model can be read from {name!r}: {reason}")
         return ValueError(
@@ -276,12 +276,6 @@ def auto_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
-
-
-def _said(error: Exception) -> str:
-    """What happened, where, and why: the first two lines of an error and its last."""
-    lines = list(filter(None, map(str.strip, str(error).splitlines()))) or [type(error).__name__]
-    return " ".join(dict.fromkeys([*lines[:2], lines[-1]]))
 
 
 def _refuse_encoder_decoder(name: str, config: Any) -> None:
