@@ -174,7 +174,7 @@ class BaseVectorApplier:
     def _data_set(
         self, name: str, rows: Sequence[Row], params: dict[str, Any], save: bool
     ) -> list[Record]:
-        size = self.settings.generation_data_size
+        size, count = self.settings.generation_data_size, self.settings.num_responses
         rows = rows[:size] if size and size > 0 else rows
         if not rows:
             raise ValueError(f"data set {name!r} has no rows to answer")
@@ -201,17 +201,17 @@ class BaseVectorApplier:
                 label=f"answering {name}",
                 engine=self.engine.ready_for([edits_of(steps)], params),
             )
-        records = [record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
-        if not self.engine.is_vllm:
-            add_choices(self.model, rows, records, self._prompt_ids, self.settings)
-        self.reports.pop(name, None)
-        if tally is not None:
-            self.reports[name] = self._measured(tally, found, older)
-        if save:
-            report = self.reports.get(name)
-            more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
-            more["made_by"] = made_by(self._read, self.device, self._origin)
-            save_results(self.results_path(name), records, about, more)
+            records = [record(row, n, found, count) for n, row in enumerate(rows)]
+            if not self.engine.is_vllm:
+                add_choices(self.model, rows, records, self._prompt_ids, self.settings)
+            self.reports.pop(name, None)
+            if tally is not None:
+                self.reports[name] = self._measured(tally, found, older)
+            if save:
+                report = self.reports.get(name)
+                more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
+                more["made_by"] = made_by(self._read, self.device, self._origin)
+                save_results(self.results_path(name), records, about, more)
         return records
 
     def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:
