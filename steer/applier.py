@@ -15,7 +15,6 @@ from steer.datasets import DatasetLoader, Row, input_of, named_rows, prepare_gen
 from steer.effect import perplexity_ratio
 from steer.engines.of_run import EngineOfRun, model_for
 from steer.files import fingerprint
-from steer.journal import Journal
 from steer.judging import Judgement, judge, judges_of
 from steer.likelihood import answer_log_probs
 from steer.methods import Applier
@@ -27,7 +26,7 @@ from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 from steer.recording import THIS_RUN, made_by, origin_of, read_by
 from steer.report import SteeringReport, basic_report, covers
-from steer.results import Record, finished_results, partial_path, record, save_results
+from steer.results import Record, answers_kept, finished_results, record, save_results
 from steer.secrets import redacted
 from steer.settings import Run
 from steer.vectors import Vectors
@@ -188,8 +187,8 @@ class BaseVectorApplier:
             if self.settings.report == "full" and steps:
                 self._judgement(steps)  # before the other engine takes the GPU's memory
         tally: Tally | None = None if self.settings.report == "off" else {}
-        place, resume = partial_path(self.results_path(name)), self.settings.resume
-        with Journal(place, about, resume=resume) if save else nullcontext() as kept:
+        path, resume = self.results_path(name), self.settings.resume
+        with answers_kept(path, about, resume=resume) if save else nullcontext() as kept:
             older = set(kept.items) if kept else set()
             found = answer_jobs(
                 self.model,
@@ -211,7 +210,7 @@ class BaseVectorApplier:
                 report = self.reports.get(name)
                 more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
                 more["made_by"] = made_by(self._read, self.device, self._origin)
-                save_results(self.results_path(name), records, about, more)
+                save_results(path, records, about, more)
         return records
 
     def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:

@@ -114,25 +114,30 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def refuse_other_run(path: Path, there: Any, wanted: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first setting in which two runs differ.
+    """Raise a ValueError where two runs differ.
 
     Args:
         path: Of what is there; said in the message.
         there: The `fingerprint` and `run` that were read from it.
         wanted: Those of the run that is to go on.
     """
+    if what := difference(there, wanted):
+        raise ValueError(
+            f"cannot resume: {path} is of a run with other settings ({what}); "
+            "set them back, or remove the file, or set resume: false to begin anew"
+        )
+
+
+def difference(there: Any, wanted: Mapping[str, Any]) -> str:
+    """The first setting in which two runs differ, as `refuse_other_run` has them; empty if none."""
     there = there if isinstance(there, Mapping) else {}
     if there.get("fingerprint") == wanted["fingerprint"]:
-        return
+        return ""
     old = _flat(there.get("run", {}))
     new = _flat(json.loads(json.dumps(wanted["run"], default=str)))
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     name = changed[0] if changed else "of another version"
-    what = f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" if changed else name
-    raise ValueError(
-        f"cannot resume: {path} is of a run with other settings ({what}); "
-        "set them back, or remove the file, or set resume: false to begin anew"
-    )
+    return f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" if changed else name
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

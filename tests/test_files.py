@@ -25,6 +25,7 @@ from steer.files import (
     writing,
 )
 from steer.journal import Journal
+from steer.results import answers_kept, run_path, save_results
 
 RUN = {"seed": 1, "settings": {"layers": [1], "report": "off"}}
 
@@ -341,3 +342,23 @@ def test_a_run_is_refused_beside_another_process_until_that_is_killed(path: Path
         run.kill()
     assert kept(path, {}) == {"0": 1}
     assert names(path.parent) == ["mine_partial.jsonl"]
+
+
+def test_results_of_another_run_are_not_replaced_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "mine_results.json"
+
+    def said(run: dict[str, Any], *, resume: bool = False) -> str:
+        caplog.clear()
+        with answers_kept(path, run, resume=resume) as journal:
+            journal.done()
+        return caplog.text
+
+    other = RUN | {"seed": 2}
+    assert said(RUN) == ""
+    save_results(path, [], RUN, {})
+    assert said(RUN) == said(other, resume=True) == ""
+    assert "mine_results.json of another run (seed: 1 then, 2 now) will be replaced" in said(other)
+    run_path(path).write_text("{")
+    assert "mine_run.json is not valid JSON" in said(RUN)

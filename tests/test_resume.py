@@ -305,6 +305,17 @@ def test_a_finished_run_is_not_repeated(bench: Bench, monkeypatch: pytest.Monkey
     assert bench.apply("done", resume=True).reports == first.reports
 
 
+def test_a_run_of_other_settings_in_the_same_folder_says_what_it_replaces(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    bench.apply("twice")
+    bench.apply("twice")
+    assert "replaced" not in caplog.text
+    bench.apply("twice", num_responses=1)
+    said = "mine_results.json of another run (settings.num_responses: 2 then, 1 now) will be"
+    assert said in caplog.text
+
+
 def test_nobody_else_may_answer_there_until_the_results_are_written(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
