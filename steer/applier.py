@@ -46,6 +46,7 @@ class BaseVectorApplier:
             force is this applier's own.
 
     Attributes:
+        config: The settings, to be changed between calls; what `cfg` was is read once.
         hparams_dict: Method key -> its settings; change them and call `apply_vectors` again.
         model: The model with what is in force; `model.reset_all()` takes everything out.
         reports: Of each data set answered, by name.
@@ -55,7 +56,7 @@ class BaseVectorApplier:
     def __init__(self, cfg: Any, model: SteeredModel | None = None) -> None:
         self.run = Run.of(cfg, "apply")
         self._read = read_by(cfg)  # now: files may change before the run ends
-        self.settings = self.run.settings
+        self.config = self.settings = self.run.settings
         self.hparams_dict: dict[str, Applier] = {k: m.half for k, m in self.run.methods.items()}
         # Judging, and the writing of prompts, needs weights also where another engine answers.
         weights = self.settings.report == "full" or any(
@@ -285,9 +286,8 @@ class BaseVectorApplier:
         if key not in self._judged:
             in_memory = self._origin["vectors"] == THIS_RUN
             names = judges_of(self.settings.steer_train_dataset, self._learnt_from, in_memory)
-            loader = DatasetLoader(source=self.settings.data_source)
-            found = judge(self.model, self.settings.chat, names, self._steps_of_folds(), loader)
-            self._judged = {key: found}
+            chat, loader = self.settings.chat, DatasetLoader(source=self.settings.data_source)
+            self._judged = {key: judge(self.model, chat, names, self._steps_of_folds(), loader)}
         return self._judged[key]
 
     def _steps_of_folds(self) -> dict[str, list[tuple[Sequence[Intervention], Sequence[Row]]]]:

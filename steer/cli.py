@@ -1,9 +1,11 @@
 """What the scripts share: Hydra without its run folders, one-line errors, logs without secrets."""
 
+import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,7 +99,8 @@ def script(
                 purpose = main.__globals__["__doc__"] or ""
                 methods = METHODS if settings is None else ""
                 sys.argv[1:] = _arguments(given, config_name, purpose, methods)
-                with_config(job)()
+                with _any_help():
+                    with_config(job)()
                 sys.stdout.flush()
             except MISTAKES as error:
                 _fail(error)
@@ -105,6 +108,18 @@ def script(
         return run
 
     return wrap
+
+
+@contextmanager
+def _any_help() -> Iterator[None]:
+    """From 3.14 on Python checks help texts, of which one of Hydra's is no string until shown."""
+    name, parser = "_check_help", argparse.ArgumentParser
+    before = parser.__dict__.get(name)
+    setattr(parser, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        delattr(parser, name) if before is None else setattr(parser, name, before)
 
 
 def _shipped() -> Path:

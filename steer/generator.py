@@ -59,6 +59,7 @@ class BaseVectorGenerator:
         self.trained: dict[str, dict[str, Trained]] = {}
         self._rows: Mapping[str, Sequence[Row]] = {}
         self._of_files: Mapping[str, Sequence[Row]] = {}
+        self._loader = DatasetLoader(source=self.settings.data_source)
         self._model = model
 
     @property
@@ -84,6 +85,7 @@ class BaseVectorGenerator:
         self._check_methods()
         datasets = self.training_data() if datasets is None else named_rows(datasets)
         self.trained, self._rows = {name: {} for name in datasets}, dict(datasets)
+        self._loader = DatasetLoader(source=self.settings.data_source)  # files may have changed
         jobs = [(key, name) for name in datasets for key in self._keys(name)]
         if idle := self.hparams_dict.keys() - {key for key, _ in jobs}:
             raise ValueError(f"no data for {sorted(idle)}: got the data sets {list(datasets)}")
@@ -223,8 +225,7 @@ class BaseVectorGenerator:
 
     def _needs_folds(self, dataset: str, rows: Sequence[Row]) -> bool:
         """Whether a report judges by folds, which are not kept with the vectors."""
-        loader = DatasetLoader(source=self.settings.data_source)
-        return self.settings.report == "full" and not has_held_out(loader, dataset, rows)
+        return self.settings.report == "full" and not has_held_out(self._loader, dataset, rows)
 
     def _recipe(self, key: str, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
         """All that decides a vector; kept in its metadata."""
@@ -246,9 +247,8 @@ class BaseVectorGenerator:
         }
 
     def _data(self, dataset: str, rows: Sequence[Row]) -> dict[str, Any]:
-        loader = DatasetLoader(source=self.settings.data_source)
-        # What was just read is not read again: of a data set of many concepts that would take long.
-        others = rows != self._of_files.get(dataset) and are_others(loader, dataset, rows)
+        # What was just read is not read again.
+        others = rows != self._of_files.get(dataset) and are_others(self._loader, dataset, rows)
         facts = {"name": dataset, "rows": len(rows), "sha256": rows_digest(rows)}
         return facts | ({OTHER_ROWS: True} if others else {})
 

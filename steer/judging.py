@@ -132,7 +132,7 @@ def are_others(loader: DatasetLoader, name: str, rows: Sequence[Row]) -> bool:
     if not rows or not loader.has(name, "train"):
         return False
     own = {fingerprint(dict(row)) for row in loader.load_file(name, "train")}
-    return not any(fingerprint(dict(row)) in own for row in rows)
+    return not any(fingerprint(dict(row)) in own for row in rows if isinstance(row, Mapping))
 
 
 def judges_of(

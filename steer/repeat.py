@@ -125,9 +125,11 @@ def repeat(kept: Mapping[str, Any], folder: Path, path: Path) -> tuple[list[Reco
     else:
         names = kept["run"]["settings"]["steer_train_dataset"]
         generator = BaseVectorGenerator(config, applier.model)
-        if generator.hparams_dict:  # a prompt needs no training
-            data = generator.training_data()
-            _check_learnt_from(made.get("learnt_from", []), data, path)
+        learnt_from = made.get("learnt_from", [])
+        trains = bool(generator.hparams_dict)  # a prompt needs no training
+        data = generator.training_data() if trains and (names or not learnt_from) else {}
+        _check_learnt_from(learnt_from, data, path)
+        if trains:
             generator.generate_vectors(data)
         applier.settings.steer_train_dataset = names
         applier.apply_vectors(generator.vectors(*names), generator.folds(*names))

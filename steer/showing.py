@@ -11,7 +11,7 @@ from rich.text import Text
 
 from steer.applier import BaseVectorApplier
 from steer.evaluate import Evaluator
-from steer.evaluate.perplexity import MODEL_OPTIONS
+from steer.evaluate.perplexity import MODEL_OPTIONS, OF_ONE_MODEL
 from steer.evaluate.tables import show as show_figures
 from steer.generator import BaseVectorGenerator
 from steer.models.interventions import opposite
@@ -67,6 +67,9 @@ def evaluator_of(settings: Settings) -> Evaluator | None:
         return None
     # The model of the run, as it is loaded: no second one is read.
     source = {name: getattr(settings, name) for name in MODEL_OPTIONS}
+    scorer = settings.eval_options.get("model_name_or_path", settings.model_name_or_path)
+    if scorer != settings.model_name_or_path:
+        source = {name: value for name, value in source.items() if name not in OF_ONE_MODEL}
     of_run = {"eval_methods": settings.eval_methods, "results_dir": settings.generation_output_dir}
     return Evaluator(**of_run | source | settings.eval_options)
 

@@ -311,6 +311,10 @@ def test_multipliers_can_be_swept_without_a_new_applier(model: SteeredModel, tmp
         applier.apply_vectors(VECTORS)
         wanted = expected(model, [0, 2], [multiplier, 1.0])
         torch.testing.assert_close(logits(applier), wanted, rtol=1e-5, atol=1e-5)
+        # As EasyEdit2's users keep the rounds apart.
+        applier.config.generation_output_dir = str(tmp_path / f"out {multiplier}")
+        applier.generate({"kind": INPUTS[:1]})
+        assert (tmp_path / f"out {multiplier}" / "kind_results.json").is_file()
 
 
 def test_a_layer_of_the_call_before_does_not_stay_steered(model: SteeredModel, tmp_path: Path):

@@ -121,9 +121,17 @@ def test_what_cannot_be_repeated_says_why(desk: Desk, capsys: pytest.CaptureFixt
     assert "of a version that did not keep" in repeated(desk, capsys)[1]
 
 
-@pytest.mark.parametrize("name", slow_but(["ours"], ["ours", "mine"]))
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("ours", ""),
+        ("ours", "steer_train_dataset"),
+        ("ours", "methods"),
+        pytest.param("mine", "", marks=pytest.mark.slow),
+    ],
+)
 def test_vectors_of_rows_given_in_python_are_not_repeated_with_the_configs_data(
-    desk: Desk, capsys: pytest.CaptureFixture[str], name: str
+    desk: Desk, capsys: pytest.CaptureFixture[str], name: str, lacking: str
 ):
     config = {
         "model_name_or_path": str(desk.model),
@@ -139,6 +147,9 @@ def test_vectors_of_rows_given_in_python_are_not_repeated_with_the_configs_data(
     }
     generator = BaseVectorGenerator(config)
     generator.generate_vectors({name: [pair(n) for n in range(20, 24)]})
+    config.pop(lacking, None)
+    if lacking == "methods":
+        config["apply_steer_hparam_paths"] = ["hparams/Steer/caa_hparams/apply_caa.yaml"]
     applier = BaseVectorApplier(config, generator.model)
     applier.apply_vectors(generator.vectors(name))
     applier.generate(prepare_generation_datasets(config))

@@ -1,5 +1,6 @@
 """The three scripts, run in process with a tiny model, as a user would run them."""
 
+import argparse
 import json
 import os
 import shutil
@@ -307,6 +308,25 @@ def test_help_shows_usage_and_the_config_file(script: str):
     name, _, keys = file.partition(":\n\n")
     assert (ROOT / "hparams/Steer" / name).read_text(encoding="utf-8").strip() in keys
     assert "imported ['hydra'] in" in printed
+
+
+def test_help_is_shown_where_python_checks_it(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    def checked(self: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if "%" in (action.help or ""):
+            raise ValueError("badly formed help string")
+
+    added = argparse.ArgumentParser._add_action
+
+    def add(self: argparse.ArgumentParser, action: argparse.Action) -> argparse.Action:
+        self._check_help(action)  # type: ignore[attr-defined]
+        return added(self, action)
+
+    # As Python 3.14 does it.
+    monkeypatch.setattr(argparse._ActionsContainer, "_check_help", checked, raising=False)
+    monkeypatch.setattr(argparse.ArgumentParser, "_add_action", add)
+    assert "--explain-config" in desk.bare("steering.py", "--help")
+    assert desk.status == 0
+    assert "_check_help" not in argparse.ArgumentParser.__dict__
 
 
 def test_help_shows_the_config_that_was_chosen(desk: Desk):

@@ -332,6 +332,7 @@ def test_a_server_for_this_machine_may_do_without(
         ({"api_key": "secret"}, "environment only"),
         ({"engine": "tpu"}, "unknown engine 'tpu'"),
         ({"vllm_data_parallel_size": 2}, "start a server for each"),
+        ({"engine": "vllm", "batch_size": "4"}, "max_num_seqs: 4"),
         ({"compile": True}, "compile must be false: "),
     ],
 )

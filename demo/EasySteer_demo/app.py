@@ -14,15 +14,18 @@ from typing import Any
 # Nobody is told that it runs.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-from steer.terminal import command
-
 log = logging.getLogger("steer.demo")
+NEEDS = "the web demo needs {}: pip install -e '.[demo]' in the project's folder"
 # The page, by the name under which gradio's reloader looks for it.
 demo: Any = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the model and serve the page; its exit status: 1 after a mistake of the user's."""
+    try:
+        from steer.terminal import command
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {NEEDS.format(error.name)}")
     return command(_run, arguments)
 
 
@@ -33,9 +36,7 @@ def _run(arguments: list[str]) -> None:
         from page import launch, page
         from studio import Studio
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"the web demo needs {error.name}: pip install -e '.[demo]' in the project's folder"
-        ) from error
+        raise ImportError(NEEDS.format(error.name)) from error
     from steer.serve.settings import is_loopback
 
     options = read_options(arguments)

@@ -22,7 +22,7 @@ SHORT = {"steer_train_dataset": "train_data"}
 
 
 class DatasetLoader:
-    """Reads data sets as the format file describes them.
+    """Reads data sets as the format file describes them, each of its data sets once.
 
     Args:
         config_path: The format file: split -> name -> keys of `Format`.
@@ -47,6 +47,7 @@ class DatasetLoader:
             split: entries or {}
             for split, entries in read_yaml(config_path, "data set format file").items()
         }
+        self._groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
 
     def load_file(self, dataset_name: str, split: str) -> list[Row]:
         """Rows of `dataset_name`, their fields under the standard names.
@@ -66,9 +67,11 @@ class DatasetLoader:
         if is_file_name(name):
             return {self._own_name(name): own_rows(name, split, self.fields)}
         entry = self._entry_name(name, split)
-        form = self._form(entry, split)
-        groups = grouped(*self._rows(form, entry, split), entry)
-        chosen = {one: rows for one, rows in groups.items() if f"{one}/".startswith(f"{name}/")}
+        if (entry, split) not in self._groups:
+            read = self._rows(self._form(entry, split), entry, split)
+            self._groups[entry, split] = grouped(*read, entry)
+        groups = self._groups[entry, split]
+        chosen = {n: [*rows] for n, rows in groups.items() if f"{n}/".startswith(f"{name}/")}
         if not chosen:
             raise ValueError(unknown(f"concept of {entry}", name, groups))
         return chosen

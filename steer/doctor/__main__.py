@@ -59,7 +59,7 @@ def _parser() -> Parser:
         "--vectors",
         nargs="+",
         metavar="PATH",
-        help="check these folders, or .gguf and .safetensors files, instead of the config's",
+        help="check these folders, .pt, .gguf or .safetensors files instead of the config's",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -66,9 +66,11 @@ def _share_of_large(values: Sequence[float]) -> float:
 
 
 # All that a `ModelSource` is told: of a run's own, the weights that it holds are found again.
+# The first are of one model, the others of a machine too.
+OF_ONE_MODEL = ("model_name_or_path", "revision", "trust_remote_code", "model_kwargs")
 MODEL_OPTIONS = (
-    *("model_name_or_path", "device", "dtype", "device_map", "load_in_8bit", "load_in_4bit"),
-    *("revision", "trust_remote_code", "model_kwargs"),
+    *OF_ONE_MODEL,
+    *("device", "dtype", "device_map", "load_in_8bit", "load_in_4bit"),
 )
 
 

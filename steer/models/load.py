@@ -148,9 +148,11 @@ class ModelSource:
     def _own_code(self, config: Any) -> dict[str, Any]:
         """Options for code that the model brings itself: it is read at the model's revision."""
         code = getattr(config, "auto_map", {}).get(AutoModelForCausalLM.__name__, "--")
-        # Code that is known, as after the first time, is not read and takes no revision.
-        known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "--" in code
-        return {} if known else {"code_revision": self.revision}
+        known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        # Code that was registered, as after the first time, is not read and takes no revision.
+        registered = known is not None and not known.__module__.startswith("transformers.")
+        read = self.trust_remote_code and "--" not in code and not registered
+        return {"code_revision": self.revision} if read else {}
 
     def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         place, options = self.place()

@@ -90,7 +90,7 @@ def list_library(folder: str | Path = LIBRARY) -> list[Entry]:
         FileNotFoundError: There is no such folder.
         ValueError: Metadata of an entry is broken.
     """
-    found = sorted(find(folder, "vector library").glob(f"*/*/*/{METADATA}"))
+    found = sorted(find(folder, "vector library").glob(f"*/*/*_vector*/{METADATA}"))
     return [Entry.of(path.parent, path.parent.parent.name) for path in found]
 
 

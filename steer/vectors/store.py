@@ -63,8 +63,8 @@ def save_vectors(
         about: Name -> entry; `layer`, `model` and the rest of `metadata.json`.
         bundle: All go into the one file `<bundle>.pt`, a dict; `about` is then of that name.
         files: Name of a further file beside the vectors -> its JSON.
-        borrowed: The folder is another method's: the entry of a vector that is there already stays
-            as it is, and where another vector is replaced, the log says so.
+        borrowed: The folder is another method's: the entry of a vector that this method has put
+            there already stays as it is, and where another vector is replaced, the log says so.
 
     Raises:
         ValueError: A name that is not a file's, or a vector with NaN or infinity.
@@ -93,7 +93,7 @@ def save_vectors(
 def _not_there(
     folder: Path, there: Mapping[str, Any], entries: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of `entries` whose vector is not `there`; warns of files that are replaced."""
+    """Those of `entries` that are not `there`, and their vectors; warns of replaced files."""
     for name, entry in entries.items():
         path = folder / entry["file"]
         if path.is_file() and file_sha256(path) != entry["sha256"]:
@@ -103,7 +103,12 @@ def _not_there(
                 "with other settings or data",
                 *(path, method),
             )
-    return {n: e for n, e in entries.items() if there.get(n, {}).get("sha256") != e["sha256"]}
+    same = ("sha256", "method")
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if any(there.get(name, {}).get(key) != entry.get(key) for key in same)
+    }
 
 
 def _measures(value: Tensor | Mapping[str, Tensor]) -> dict[str, Any]:
