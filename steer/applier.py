@@ -15,7 +15,6 @@ from steer.datasets import DatasetLoader, Row, input_of, named_rows, prepare_gen
 from steer.effect import perplexity_ratio
 from steer.engines.of_run import EngineOfRun, model_for
 from steer.files import fingerprint
-from steer.journal import Journal
 from steer.judging import Judgement, judge, judges_of
 from steer.likelihood import answer_log_probs
 from steer.methods import Applier
@@ -27,7 +26,7 @@ from steer.models.sampling import generation_config
 from steer.models.tally import Tally
 from steer.recording import THIS_RUN, made_by, origin_of, read_by
 from steer.report import SteeringReport, basic_report, covers
-from steer.results import Record, finished_results, partial_path, record, save_results
+from steer.results import Record, answers_kept, finished_results, record, save_results
 from steer.secrets import redacted
 from steer.settings import Run
 from steer.vectors import Vectors
@@ -175,7 +174,7 @@ class BaseVectorApplier:
     def _data_set(
         self, name: str, rows: Sequence[Row], params: dict[str, Any], save: bool
     ) -> list[Record]:
-        size = self.settings.generation_data_size
+        size, count = self.settings.generation_data_size, self.settings.num_responses
         rows = rows[:size] if size and size > 0 else rows
         if not rows:
             raise ValueError(f"data set {name!r} has no rows to answer")
@@ -189,8 +188,8 @@ class BaseVectorApplier:
             if self.settings.report == "full" and steps:
                 self._judgement(steps)  # before the other engine takes the GPU's memory
         tally: Tally | None = None if self.settings.report == "off" else {}
-        place, resume = partial_path(self.results_path(name)), self.settings.resume
-        with Journal(place, about, resume=resume) if save else nullcontext() as kept:
+        path, resume = self.results_path(name), self.settings.resume
+        with answers_kept(path, about, resume=resume) if save else nullcontext() as kept:
             older = set(kept.items) if kept else set()
             found = answer_jobs(
                 self.model,
@@ -202,17 +201,17 @@ class BaseVectorApplier:
                 label=f"answering {name}",
                 engine=self.engine.ready_for([edits_of(steps)], params),
             )
-        records = [record(row, n, found, self.settings.num_responses) for n, row in enumerate(rows)]
-        if not self.engine.is_vllm:
-            add_choices(self.model, rows, records, self._prompt_ids, self.settings)
-        self.reports.pop(name, None)
-        if tally is not None:
-            self.reports[name] = self._measured(tally, found, older)
-        if save:
-            report = self.reports.get(name)
-            more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
-            more["made_by"] = made_by(self._read, self.device, self._origin)
-            save_results(self.results_path(name), records, about, more)
+            records = [record(row, n, found, count) for n, row in enumerate(rows)]
+            if not self.engine.is_vllm:
+                add_choices(self.model, rows, records, self._prompt_ids, self.settings)
+            self.reports.pop(name, None)
+            if tally is not None:
+                self.reports[name] = self._measured(tally, found, older)
+            if save:
+                report = self.reports.get(name)
+                more = {"origin": self.run.origin, "report": report.as_dict() if report else None}
+                more["made_by"] = made_by(self._read, self.device, self._origin)
+                save_results(path, records, about, more)
         return records
 
     def _jobs(self, name: str, rows: Sequence[Row], params: dict[str, Any]) -> list[Job]:

@@ -132,7 +132,8 @@ def measure_effect(
     """
     share = math.ceil(CONTROL_PAIRS / len(groups))
     few = [group.first(share) for group in groups]
-    with progress(total=2 + controls, what="measuring the effect", unit="pass") as bar:
+    total = 2 * _count(groups) + controls * _count(few)
+    with progress(total=total, what="measuring the effect", unit="pair") as bar:
         judge, of_few = _Judge(model, groups, bar), _Judge(model, few, bar)
         # Steered first: the unsteered pass goes on from what this one keeps.
         steered, plain = judge.margins(lambda steps: steps), judge.margins(lambda _: [])
@@ -156,8 +157,12 @@ def measure_effect(
     )
 
 
+def _count(groups: Sequence[Group]) -> int:
+    return sum(len(group.pairs) for group in groups)
+
+
 class _Judge:
-    """The same pairs under one steering after another; `bar` counts the passes."""
+    """The same pairs under one steering after another; `bar` counts the pairs."""
 
     def __init__(self, model: SteeredModel, groups: Sequence[Group], bar: Bar) -> None:
         self.model, self.groups, self.bar = model, groups, bar
@@ -172,7 +177,7 @@ class _Judge:
             # Behind a steering prompt the text is another, and nothing kept of it is of use.
             own = scorer if pairs is group.pairs else self._scorer(pairs)
             found.append(margins(own, steps))
-        self.bar.update()
+            self.bar.update(len(pairs))
         return found
 
     def _scorer(self, pairs: Sequence[Pair]) -> AnswerScorer:

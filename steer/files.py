@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 # What may be missing because nothing has made it yet.
 MADE_BY = {"vector folder": "; python vectors_generate.py makes the vectors of a config"}
@@ -127,10 +127,49 @@ def locked(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+        lock = _lock_of(path).acquire()
     with lock:
         yield
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """While open, `path` is this run's own; its folder is made, and nothing of a lock is left.
+
+    Raises:
+        BlockingIOError: It is another run's.
+    """
+    with naming(path):
+        lock = _lock_of(path)
+        free = _acquired(lock)
+    if not free:
+        raise BlockingIOError(
+            f"another run is at work in {path.parent} (on {path.name}), and results would mix: "
+            "wait until it has ended, or give another folder (generation_output_dir; output_dir "
+            "of a search)"
+        )
+    try:
+        yield
+    finally:
+        # While it is held: whoever has opened the file then gets no lock of a file that is gone.
+        # On Windows, where what is open stays, the release does it.
+        if os.name != "nt":
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock_of(path: Path) -> BaseFileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _acquired(lock: BaseFileLock) -> bool:
+    """Whether the lock was free, and is ours now."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
 
 
 def write_json(path: str | Path, value: object, indent: int = 4) -> None:

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from steer.files import check_writable, fingerprint, naming
+from steer.files import alone_with, check_writable, fingerprint, naming
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ LEFT = "what was finished before is kept; free some space, then go on with resum
 class Journal:
     """An append-only file beside the results; the first line says which run it belongs to.
 
+    It is this run's alone until the end of the `with` block.
+
     Args:
         path: The file.
         run: All that decides the results; kept so that a changed setting can be named.
@@ -26,25 +29,26 @@ class Journal:
 
     Raises:
         ValueError: `resume`, but the items there are of another run, or the file is broken.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or another run writes it.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self.items: dict[str, Any] = {}
-        self._file: FileIO | None = None
         header = {"fingerprint": fingerprint(run), "run": run}
         check_writable(path.parent)
-        with naming(path):
-            if resume and path.is_file():
-                self._take_over(header)
-            else:
-                self._begin(header)
+        with ExitStack() as held:
+            held.enter_context(alone_with(path))
+            with naming(path):
+                if resume and path.is_file():
+                    self._take_over(header)
+                else:
+                    self._begin(header)
+            self._held = held.pop_all()
 
     def _begin(self, header: Mapping[str, Any]) -> None:
         if self.path.is_file():
             log.warning("%s of a killed run is overwritten; resume: true would go on", self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(_line(header))
 
     def _take_over(self, header: Mapping[str, Any]) -> None:
@@ -66,14 +70,13 @@ class Journal:
         Raises:
             OSError: The disk is full.
         """
-        with naming(self.path, LEFT):
-            if self._file is None:
-                # Without a buffer, which would be written again when the file is closed.
-                self._file = FileIO(self.path, "a")
+        # Without a buffer, which would be written again when the file is closed; and not kept open,
+        # as Windows removes no open file.
+        with naming(self.path, LEFT), FileIO(self.path, "a") as file:
             left = _line(items)
             while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
         self.items.update(items)
 
     def __enter__(self) -> "Journal":
@@ -85,10 +88,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the file; it stays until `done`."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Others may write the file, which stays until `done`."""
+        self._held.close()
 
     def done(self) -> None:
         """Remove the file: the results stand elsewhere."""
@@ -113,25 +114,30 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def refuse_other_run(path: Path, there: Any, wanted: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first setting in which two runs differ.
+    """Raise a ValueError where two runs differ.
 
     Args:
         path: Of what is there; said in the message.
         there: The `fingerprint` and `run` that were read from it.
         wanted: Those of the run that is to go on.
     """
+    if what := difference(there, wanted):
+        raise ValueError(
+            f"cannot resume: {path} is of a run with other settings ({what}); "
+            "set them back, or remove the file, or set resume: false to begin anew"
+        )
+
+
+def difference(there: Any, wanted: Mapping[str, Any]) -> str:
+    """The first setting in which two runs differ, as `refuse_other_run` has them; empty if none."""
     there = there if isinstance(there, Mapping) else {}
     if there.get("fingerprint") == wanted["fingerprint"]:
-        return
+        return ""
     old = _flat(there.get("run", {}))
     new = _flat(json.loads(json.dumps(wanted["run"], default=str)))
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     name = changed[0] if changed else "of another version"
-    what = f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" if changed else name
-    raise ValueError(
-        f"cannot resume: {path} is of a run with other settings ({what}); "
-        "set them back, or remove the file, or set resume: false to begin anew"
-    )
+    return f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" if changed else name
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -24,6 +24,9 @@ NEUTRAL = "neutral"
 GIVEN = "the pairs given"
 # In what metadata says of data: they have the name of a data set, and none of its rows.
 OTHER_ROWS = "other_rows"
+# Of each fold, so that judging does not take longer than training: 500 pairs make an interval that
+# is narrow enough.
+FOLD_PAIRS = 100
 
 Folds = Mapping[str, Sequence[tuple[Sequence[Intervention], Sequence[Row]]]]
 
@@ -106,7 +109,7 @@ def judge(
         names: Data sets, as of `judges_of`; the first with a held-out file of its own judges,
             unless no row of the folds is its own.
         folds: Without one: by method key, what each fold's own vectors do, and the fold's rows.
-            What else is in force is so for every fold.
+            What else is in force is so for every fold. At most FOLD_PAIRS rows of each count.
         loader: Reads the held-out file.
     """
     groups, source = _held_out(loader, model, chat, names, folds)
@@ -178,8 +181,17 @@ def _held_out(
     ((key, parts),) = folds.items()
     if not all(map(is_pair, learnt)):
         return [], "the data are single texts, not pairs"
-    groups = [Group.of(model, rows, chat, _in_place(model, key, own)) for own, rows in parts]
-    return groups, f"{len(parts)} folds of the training pairs"
+    groups = [
+        Group.of(model, _evenly(rows), chat, _in_place(model, key, own)) for own, rows in parts
+    ]
+    part = f", {FOLD_PAIRS} of each" if any(len(rows) > FOLD_PAIRS for _, rows in parts) else ""
+    return groups, f"{len(parts)} folds of the training pairs{part}"
+
+
+def _evenly(rows: Sequence[Row]) -> list[Row]:
+    """At most FOLD_PAIRS of them, from everywhere: data may be in order of what they are about."""
+    count = min(FOLD_PAIRS, len(rows))
+    return [rows[n * len(rows) // count] for n in range(count)]
 
 
 def _in_place(model: SteeredModel, key: str, own: Sequence[Intervention]) -> list[Intervention]:

@@ -18,6 +18,9 @@ from steer.models.tally import Tally
 log = logging.getLogger(__name__)
 
 NOT_MEASURED = "not measured"
+# Of n pairs that a vector does nothing to, all move one way with a chance of 2 * 0.5 ** n, and then
+# the interval holds no 0: below this many more often than 1 time in 20.
+FEWEST_PAIRS = 6
 
 
 @dataclass
@@ -169,7 +172,9 @@ def _effect_row(report: SteeringReport) -> tuple[str, str, str]:
     effect = report.effect
     if effect is None:
         return "effect on held-out pairs", _missing(report, "effect"), ""
-    if effect.low > 0:
+    if effect.pairs < FEWEST_PAIRS:
+        verdict = f"too few pairs to tell: give {FEWEST_PAIRS} at least"
+    elif effect.low > 0:
         verdict = "matching answers become likelier"
     elif effect.high < 0:
         verdict = "matching answers become less likely"

@@ -7,7 +7,7 @@ from typing import Any
 
 from steer.datasets import Row
 from steer.files import fingerprint, read_json, write_json
-from steer.journal import refuse_other_run
+from steer.journal import Journal, difference, refuse_other_run
 from steer.models import Answer
 from steer.secrets import redacted
 
@@ -30,6 +30,32 @@ def record(row: Row, number: int, found: Mapping[str, Answer], responses: int) -
         "complete_output": [answer.complete for answer in answers],
         **{key: row[key] for key in KEPT if key in row},
     }
+
+
+def answers_kept(path: Path, about: Mapping[str, Any], *, resume: bool) -> Journal:
+    """Where answers are kept as they come, until `save_results` to `path`.
+
+    It says so where those of another run will be replaced then.
+    """
+    journal = Journal(partial_path(path), about, resume=resume)
+    if not resume and run_path(path).is_file() and (what := _unlike(run_path(path), about)):
+        log.warning(
+            "%s of another run (%s) will be replaced: with another generation_output_dir it stays",
+            *(path, what),
+        )
+    return journal
+
+
+def _unlike(run: Path, about: Mapping[str, Any]) -> str:
+    """What tells the run that the file `run` is of from this one; empty where nothing does."""
+    try:
+        return difference(read_json(run), _identity(about))
+    except ValueError as error:
+        return str(error)
+
+
+def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {"fingerprint": fingerprint(about), "run": about}
 
 
 def save_results(
@@ -57,7 +83,7 @@ def finished_results(
     if partial_path(path).is_file() or not (path.is_file() and run.is_file()):
         return None
     there = read_json(run)
-    refuse_other_run(path, there, {"fingerprint": fingerprint(about), "run": about})
+    refuse_other_run(path, there, _identity(about))
     if not enough(there.get("report")):
         log.info("%s: answered again, for a report that says more", path.stem)
         return None

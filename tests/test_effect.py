@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import adding, full_logits, ids_of
 from tokenizers import Tokenizer, models
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from steer.effect import (
@@ -357,3 +358,18 @@ def test_random_vectors_are_compared_on_the_first_pairs(model: SteeredModel):
     assert (effect.pairs, effect.control_pairs) == (14, 12)
     assert effect.on_control_pairs == pytest.approx(first.mean, abs=1e-4)
     assert effect.controls == pytest.approx(first.controls, abs=1e-4)
+
+
+def test_the_bar_counts_pairs(
+    model: SteeredModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("steer.progress.SECONDS", 0)
+    monkeypatch.setattr("steer.progress.tqdm", partial(tqdm, disable=False, miniters=0))
+    caplog.set_level("INFO", "steer.progress")
+    steps, many = [EditLayer(1, Add(VECTOR))], pairs(14)
+    measure_effect(model, [Group(many[:9], steps), Group(many[9:], steps)], "here", controls=1)
+    # Twice all of them, then a random vector on 6 of the first fold and on the 5 of the other.
+    done = [line.split(" after ")[0] for line in caplog.messages]
+    wanted = [f"measuring the effect: {n} of 39" for n in (9, 14, 23, 28, 34, 39)]
+    assert list(dict.fromkeys(done))[1:] == wanted

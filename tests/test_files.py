@@ -4,12 +4,15 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import ROOT
 
 from steer.files import (
     check_writable,
@@ -22,6 +25,7 @@ from steer.files import (
     writing,
 )
 from steer.journal import Journal
+from steer.results import answers_kept, run_path, save_results
 
 RUN = {"seed": 1, "settings": {"layers": [1], "report": "off"}}
 
@@ -297,3 +301,64 @@ def test_a_journal_that_is_done_leaves_nothing(path: Path):
         journal.add({"0": 1})
     journal.done()
     assert names(path.parent) == []
+
+
+HELD = r"another run is at work in .*new \(on mine_partial.jsonl\), .*generation_output_dir"
+
+
+def test_another_run_is_refused_while_one_writes(path: Path):
+    with Journal(path, RUN, resume=False) as journal:
+        journal.add({"0": 1})
+        for resume in (False, True):
+            with pytest.raises(OSError, match=HELD):
+                Journal(path, RUN, resume=resume)
+        journal.add({"1": 2})
+    assert kept(path) == {"0": 1, "1": 2}
+    with pytest.raises(ValueError, match="other settings"):
+        kept(path, {})
+    assert names(path.parent) == ["mine_partial.jsonl"]
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from steer.journal import Journal
+journal = Journal(Path(sys.argv[1]), {}, resume=False)
+journal.add({"0": 1})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_is_refused_beside_another_process_until_that_is_killed(path: Path):
+    code = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(
+        code, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match=HELD):
+            begun(path)
+        run.kill()
+    assert kept(path, {}) == {"0": 1}
+    assert names(path.parent) == ["mine_partial.jsonl"]
+
+
+def test_results_of_another_run_are_not_replaced_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "mine_results.json"
+
+    def said(run: dict[str, Any], *, resume: bool = False) -> str:
+        caplog.clear()
+        with answers_kept(path, run, resume=resume) as journal:
+            journal.done()
+        return caplog.text
+
+    other = RUN | {"seed": 2}
+    assert said(RUN) == ""
+    save_results(path, [], RUN, {})
+    assert said(RUN) == said(other, resume=True) == ""
+    assert "mine_results.json of another run (seed: 1 then, 2 now) will be replaced" in said(other)
+    run_path(path).write_text("{")
+    assert "mine_run.json is not valid JSON" in said(RUN)

@@ -75,6 +75,22 @@ def test_each_fold_is_judged_under_all_that_is_in_force(tiny: SteeredModel, tmp_
     assert effect.mean == pytest.approx(sum(changes) / len(changes), abs=1e-3)
 
 
+def test_of_a_large_fold_rows_from_everywhere_are_judged(
+    tiny: SteeredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("steer.judging.FOLD_PAIRS", 2)
+    folds = [({"layer_1": WITHOUT[0]}, ROWS), ({"layer_1": WITHOUT[1]}, ROWS[3:])]
+    effect = judged(tiny, tmp_path, {"caa": folds}).reports["kind"].effect
+    changes = [
+        slow_margin(tiny, ROWS[row], "Be kind. ", own)
+        - slow_margin(tiny, ROWS[row], "", torch.zeros(16))
+        for own, row in ((WITHOUT[0], 0), (WITHOUT[0], 2), (WITHOUT[1], 3))
+    ]
+    assert effect is not None
+    assert (effect.pairs, effect.source) == (3, "2 folds of the training pairs, 2 of each")
+    assert effect.mean == pytest.approx(sum(changes) / 3, abs=1e-3)
+
+
 def test_rows_in_memory_are_not_judged_by_the_file_of_a_data_set_of_their_name(
     tiny: SteeredModel, desk: Desk
 ):

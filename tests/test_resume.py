@@ -17,7 +17,9 @@ import torch
 from desk import ROOT, Desk
 
 import steer
+from steer.journal import Journal
 from steer.models import SteeredModel
+from steer.results import partial_path
 
 pytestmark = [
     pytest.mark.slow,
@@ -301,6 +303,35 @@ def test_a_finished_run_is_not_repeated(bench: Bench, monkeypatch: pytest.Monkey
         n: v.tolist() for n, v in made.items()
     }
     assert bench.apply("done", resume=True).reports == first.reports
+
+
+def test_a_run_of_other_settings_in_the_same_folder_says_what_it_replaces(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    bench.apply("twice")
+    bench.apply("twice")
+    assert "replaced" not in caplog.text
+    bench.apply("twice", num_responses=1)
+    said = "mine_results.json of another run (settings.num_responses: 2 then, 1 now) will be"
+    assert said in caplog.text
+
+
+def test_nobody_else_may_answer_there_until_the_results_are_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    save, refused = steer.applier.save_results, []
+
+    def noting(path: Path, *given: Any) -> None:
+        with pytest.raises(OSError, match=r"another run is at work in .*alone/answers"):
+            Journal(partial_path(path), {}, resume=False)
+        refused.append(path)
+        save(path, *given)
+
+    monkeypatch.setattr("steer.applier.save_results", noting)
+    bench.apply("alone")
+    assert len(refused) == 1
+    written = {path.name for path in (bench.folder / "alone/answers").iterdir()}
+    assert written == {"mine_results.json", "mine_run.json"}
 
 
 def test_vectors_of_other_settings_are_made_anew(bench: Bench):

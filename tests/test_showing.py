@@ -166,3 +166,20 @@ def test_a_report_shows_itself_as_tables_in_a_notebook():
     for text in shown.values():
         for said in ("28", "27", "12.5%", "+1.50"):
             assert said in text
+
+
+@pytest.mark.parametrize(
+    "pairs, low, high, said",
+    [
+        (5, 0.4, 2.1, "too few pairs to tell: give 6 at least (here)"),
+        (1, -2.0, -2.0, "too few pairs to tell: give 6 at least (here)"),
+        (6, 0.4, 2.1, "matching answers become likelier (here)"),
+        (6, -2.1, -0.4, "matching answers become less likely (here)"),
+        (6, -0.4, 2.1, "no clear effect: the 95 % interval holds 0 (here)"),
+    ],
+)
+def test_a_report_says_what_the_interval_shows(pairs: int, low: float, high: float, said: str):
+    effect = Effect((low + high) / 2, low, high, pairs, [], 0, 0.0, "here")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(SteeringReport(effect=effect))
+    assert said in console.export_text()
