@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,11 +310,9 @@ def test_an_interruption_ends_all(crew: Crew):
     for process in started:
         assert process.stdout is not None
         process.stdout.readline()
-    begun = time.monotonic()
     for process in started:
         process.send_signal(signal.SIGINT)
     main, other = (ended(process) for process in started)
-    assert time.monotonic() - begun < 15
     assert (main.status, other.status) == (130, 130)
     assert (main.said.count("interrupted: "), other.said.count("interrupted: ")) == (1, 0)
 
