@@ -59,7 +59,6 @@ class BaseVectorGenerator:
         self.trained: dict[str, dict[str, Trained]] = {}
         self._rows: Mapping[str, Sequence[Row]] = {}
         self._of_files: Mapping[str, Sequence[Row]] = {}
-        self._loader = DatasetLoader(source=self.settings.data_source)
         self._model = model
 
     @property
